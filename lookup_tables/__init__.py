@@ -1,0 +1,1 @@
+"""Measured block latencies in SQL: measurements, immutable table editions, calibration."""

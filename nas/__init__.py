@@ -1,0 +1,1 @@
+"""Search space, block latencies, thinning and exact search: the arithmetic of HeatNAS."""

@@ -1,0 +1,122 @@
+"""The blocks a HeatDETR is made of: what one row of a lookup table describes.
+
+A `Block` is everything that decides the deployed graph of one piece of the network, and nothing else. Two networks that
+contain equal blocks share one measured row. The names are those of the paper; where it abbreviates:
+
+    RepCNN    re-parametrised 3x3 convolution (RepVGG): three branches in training, one convolution when deployed
+    WMSA      window multi-head self-attention with BatchNorm after every Linear; SWMSA: the same on shifted windows
+    XCA       cross-covariance (channel-wise) attention; ATTENTION: the original token attention
+    SAM       semantic-augmented module;  SCM: scale-combined module;  TCM: task-coupled module
+"""
+
+from enum import StrEnum
+from functools import cached_property
+
+from pydantic import Field
+
+from nas.values import Value
+
+PREDICTION_STRIDE = 32
+"""Stride of the single prediction map, in input pixels."""
+
+WINDOW = 7
+"""Side of an attention window, in tokens (paper section 4.3, Swin)."""
+
+HEAD_WIDTH = 32
+"""Value channels per head of window and token attention, and the step of every width."""
+
+XCA_HEADS = 8
+"""Heads of channel-wise attention at every width (each has width / 8 channels)."""
+
+
+class Kind(StrEnum):
+    """What a block computes. Values are stored in tables: never rename one."""
+
+    STEM = "stem"
+    ENTRY = "entry"
+    REP_CNN = "rep_cnn"
+    WMSA = "wmsa"
+    SWMSA = "swmsa"
+    IDENTITY = "identity"
+    XCA = "xca"
+    ATTENTION = "attention"
+    POOL = "pool"
+    ALIGN = "align"
+    SAM = "sam"
+    SCM = "scm"
+    UP = "up"
+    PROJECT = "project"
+    SPLIT_PROJECT = "split_project"
+    HEAD = "head"
+
+
+class Layout(StrEnum):
+    """How a feature map lies in memory between two blocks."""
+
+    SPATIAL = "spatial"
+    """(batch, channels, height, width)"""
+    TOKENS = "tokens"
+    """(batch, height * width, channels), rows first"""
+
+
+class Activation(StrEnum):
+    """The non-linearity of a space; part of the weights, hence chosen before training."""
+
+    RELU = "relu"
+    GELU = "gelu"
+    HARDSWISH = "hardswish"
+
+
+LOCAL_KINDS = (Kind.REP_CNN, Kind.WMSA, Kind.SWMSA)
+GLOBAL_KINDS = (Kind.XCA, Kind.ATTENTION)
+TOKEN_KINDS = frozenset({Kind.WMSA, Kind.SWMSA, Kind.XCA, Kind.ATTENTION, Kind.PROJECT, Kind.SPLIT_PROJECT})
+
+
+class Block(Value):
+    """One piece of a detector at one resolution: the key of one table row.
+
+    Attributes:
+        kind: what it computes.
+        channels_in: channels of the first input (SPLIT_PROJECT receives all, uses the second half).
+        channels_out: channels of the output; for HEAD the number of classes.
+        height: rows of the first input, in cells of its own map (pixels for the stem).
+        width: columns of the first input.
+        layouts: the layout of each input as the producing block leaves it.
+        activation: the non-linearity inside, where there is one.
+        kept_tokens: tokens that pass the MLP of an ATTENTION block; None means all.
+        anchor_px: anchor sides in input pixels (HEAD only).
+    """
+
+    kind: Kind
+    channels_in: int = Field(gt=0)
+    channels_out: int = Field(gt=0)
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    layouts: tuple[Layout, ...] = (Layout.SPATIAL,)
+    activation: Activation | None = None
+    kept_tokens: int | None = None
+    anchor_px: tuple[int, ...] | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Return the identity of the row; opaque to the agent."""
+        return f"{self.kind.value}-{self.id}"
+
+    @property
+    def tokens(self) -> int:
+        """Cells of the first input's map."""
+        return self.height * self.width
+
+    @property
+    def gives(self) -> Layout:
+        """The layout in which the block leaves its output."""
+        return Layout.TOKENS if self.kind in TOKEN_KINDS else Layout.SPATIAL
+
+    @property
+    def label(self) -> str:
+        """A short name for people, such as `wmsa 96 @24x24 tokens`."""
+        channels = str(self.channels_in)
+        if self.channels_in != self.channels_out:
+            channels = f"{self.channels_in}->{self.channels_out}"
+        received = "+".join(layout.value for layout in self.layouts)
+        return f"{self.kind.value} {channels} @{self.height}x{self.width} {received}"

@@ -1,0 +1,68 @@
+"""What can go wrong in the search, and what the caller may do about it.
+
+NasError
+├── UnknownSpace        no space of that name: choose one that exists
+├── InvalidConfig       a config outside its space: names value, rule and next action
+├── InvalidBudget       a budget that no number can satisfy: zero, negative, NaN
+├── MissingBlocks       the table lacks rows the network needs: measure them
+└── BudgetUnreachable   no config of the space is fast enough on that table
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nas.blocks import Block
+
+
+class NasError(Exception):
+    """Base of every error of the package."""
+
+
+class UnknownSpace(NasError):
+    """No search space of that name is known."""
+
+
+class InvalidConfig(NasError):
+    """A config violates a rule of its search space."""
+
+
+class InvalidBudget(NasError):
+    """A budget is not a positive finite number."""
+
+
+class MissingBlocks(NasError):
+    """The lookup table has no row for some blocks: missing is missing, never zero.
+
+    Attributes:
+        blocks: the blocks without a row, in the order the network meets them.
+    """
+
+    def __init__(self, blocks: Sequence["Block"]) -> None:
+        self.blocks = tuple(blocks)
+        shown = ", ".join(block.label for block in self.blocks[:5])
+        more = f" and {len(self.blocks) - 5} more" if len(self.blocks) > 5 else ""
+        super().__init__(
+            f"the table has no row for {len(self.blocks)} block(s): {shown}{more}. "
+            "Measure them: submit a profile job for this device and space, or run `heatnas profile`."
+        )
+
+
+class BudgetUnreachable(NasError):
+    """No config of the space meets the budget on this table.
+
+    Attributes:
+        fastest_ms: the lowest latency any config reaches, in milliseconds.
+        target_ms: the latency the budget asks for, in milliseconds.
+        binding: label of the costliest block of the fastest config, the one that binds.
+    """
+
+    def __init__(self, *, target_ms: float, fastest_ms: float, binding: str) -> None:
+        self.target_ms = target_ms
+        self.fastest_ms = fastest_ms
+        self.binding = binding
+        super().__init__(
+            f"{1000 / target_ms:.2f} FPS ({target_ms:.3f} ms) is out of reach: the fastest config of the space runs at "
+            f"{1000 / fastest_ms:.2f} FPS ({fastest_ms:.3f} ms) and {binding} binds. "
+            "Ask for less, choose a smaller input size, or a space with narrower widths."
+        )

@@ -1,0 +1,110 @@
+"""What a trained supernet says about each choice: the architecture logits r and what is derived from them."""
+
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from nas.blocks import Kind
+from nas.errors import InvalidConfig
+from nas.space import WIDTH_STEP, SearchSpace
+from nas.values import Value
+
+Aggregate = Literal["sum", "mean"]
+
+
+class StageLogits(Value):
+    """The trained logits of one stage.
+
+    Attributes:
+        slots: r of each slot: one logit per candidate, the identity included (paper eq. 8).
+        global_kinds: r of the closing block's candidates.
+        group_share: importance of each group of 32 residual channels, largest first, summing to 1 (spec 3.6).
+    """
+
+    slots: tuple[dict[Kind, float], ...]
+    global_kinds: dict[Kind, float]
+    group_share: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(share < 0 for share in self.group_share) or abs(sum(self.group_share) - 1) > 1e-6:
+            raise ValueError(f"group_share {self.group_share} must be non-negative and sum to 1: normalise it")
+        if list(self.group_share) != sorted(self.group_share, reverse=True):
+            raise ValueError(f"group_share {self.group_share} must descend: the most important group is kept longest")
+        return self
+
+
+class Provenance(Value):
+    """Where an importance comes from.
+
+    Attributes:
+        data: name and content hash of the training data.
+        seed: seed of the run.
+        steps: optimiser steps taken.
+        noise: distribution added to the logits: `gumbel`, or `uniform` as the paper prints it.
+        version: version of the product that trained it.
+        checkpoint_sha256: hash of the weights the logits were trained with.
+    """
+
+    data: str
+    seed: int
+    steps: int = Field(ge=0)
+    noise: Literal["gumbel", "uniform"]
+    version: str
+    checkpoint_sha256: str
+
+
+class Importance(Value):
+    """Importance scores of one supernet, bound to its search space.
+
+    Attributes:
+        space: id of the space the supernet spans.
+        stages: trained logits of the four stages.
+        provenance: the run that produced them.
+    """
+
+    space: str
+    stages: tuple[StageLogits, StageLogits, StageLogits, StageLogits]
+    provenance: Provenance
+
+    def check(self, space: SearchSpace) -> Self:
+        """Return self, or raise `InvalidConfig` if the logits do not fit the space slot by slot and kind by kind."""
+        if self.space != space.id:
+            raise InvalidConfig(f"importance belongs to space {self.space}, not {space.name} ({space.id}): train there")
+        for number, (logits, choices) in enumerate(zip(self.stages, space.stages, strict=True), start=1):
+            candidates = {*choices.local_kinds, Kind.IDENTITY}
+            fits = (
+                len(logits.slots) == choices.slots
+                and all(set(slot) == candidates for slot in logits.slots)
+                and set(logits.global_kinds) == set(choices.global_kinds)
+                and len(logits.group_share) == choices.widths[-1] // WIDTH_STEP
+            )
+            if not fits:
+                raise InvalidConfig(f"importance of stage {number} does not fit {space.name}: train it on this space")
+        return self
+
+    def slot_probability(self, stage: int, slot: int) -> dict[Kind, float]:
+        """Return p = softmax(r) over the candidates of a slot, without noise (stage 1..4, slot 0-based)."""
+        return softmax(self.stages[stage - 1].slots[slot])
+
+    def global_probability(self, stage: int) -> dict[Kind, float]:
+        """Return p = softmax(r) over the closing block's candidates (stage 1..4)."""
+        return softmax(self.stages[stage - 1].global_kinds)
+
+    def block_importance(self, stage: int, slot: int) -> float:
+        """Return M_{i,j} = (1 - p_I) / max(p_I, 1e-4), the paper's ratio on probabilities (Alg. 1 line 15)."""
+        identity = self.slot_probability(stage, slot)[Kind.IDENTITY]
+        return (1 - identity) / max(identity, 1e-4)
+
+    def stage_importance(self, stage: int, alive: tuple[int, ...], *, aggregate: Aggregate = "sum") -> float:
+        """Aggregate M over the alive slots of a stage: `sum` as printed, or `mean`, which forgives short stages."""
+        scores = [self.block_importance(stage, slot) for slot in alive]
+        return float(np.sum(scores) if aggregate == "sum" else np.mean(scores))
+
+
+def softmax(logits: dict[Kind, float]) -> dict[Kind, float]:
+    """Normalise logits to probabilities."""
+    values = np.array(list(logits.values()))
+    exponentials = np.exp(values - values.max())
+    return dict(zip(logits, (exponentials / exponentials.sum()).tolist(), strict=True))

@@ -1,0 +1,315 @@
+"""Search spaces: what may vary in a HeatDETR, and the rules every config keeps."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import pairwise, product
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from nas.blocks import GLOBAL_KINDS, LOCAL_KINDS, Activation, Block, Kind
+from nas.config import Config, Stage
+from nas.errors import InvalidConfig, UnknownSpace
+from nas.network import Site, Structure, sites
+from nas.values import Value
+
+WIDTH_STEP = 32
+"""Widths are multiples of 32 (paper section 4.3, step 2)."""
+
+IMAGE_STEP = 64
+"""Input sides are multiples of 64, so that every map down to stride 64 is whole."""
+
+
+class StageChoices(Value):
+    """What may vary in one stage.
+
+    Attributes:
+        slots: number of HeatPaths N_j.
+        widths: legal widths, ascending; the first is the floor of the space.
+        local_kinds: candidates of each slot besides the identity (paper eq. 7).
+        global_kinds: candidates of the block that closes the stage.
+    """
+
+    slots: int = Field(ge=1, le=18)
+    widths: tuple[int, ...] = Field(min_length=1)
+    local_kinds: tuple[Kind, ...] = LOCAL_KINDS
+    global_kinds: tuple[Kind, ...] = (Kind.XCA,)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for width in self.widths:
+            if width <= 0 or width % WIDTH_STEP:
+                raise ValueError(f"width {width} is not a positive multiple of {WIDTH_STEP}: use {_nearest(width)}")
+        if list(self.widths) != sorted(set(self.widths)):
+            raise ValueError(f"widths {self.widths} must ascend without repeats: sort them")
+        if not set(self.local_kinds) <= set(LOCAL_KINDS) or not self.local_kinds:
+            raise ValueError(f"local_kinds {self.local_kinds} must be some of {[k.value for k in LOCAL_KINDS]}")
+        if not set(self.global_kinds) <= set(GLOBAL_KINDS) or not self.global_kinds:
+            raise ValueError(f"global_kinds {self.global_kinds} must be some of {[k.value for k in GLOBAL_KINDS]}")
+        return self
+
+
+class SearchSpace(Value):
+    """A family of HeatDETR configs around one supernet (the largest config).
+
+    Attributes:
+        name: what people call it.
+        structure: what all its detectors share.
+        stages: the choices of the four stages.
+        images: legal input sizes (height, width) in pixels, ascending by area.
+    """
+
+    name: str
+    structure: Structure
+    stages: tuple[StageChoices, StageChoices, StageChoices, StageChoices]
+    images: tuple[tuple[int, int], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for height, width in self.images:
+            if height <= 0 or width <= 0 or height % IMAGE_STEP or width % IMAGE_STEP:
+                raise ValueError(f"input size {height}x{width}: both sides must be positive multiples of {IMAGE_STEP}")
+        if list(self.images) != sorted(self.images, key=lambda size: size[0] * size[1]):
+            raise ValueError(f"images {self.images} must ascend by area: sort them")
+        for low, high in pairwise(self.stages):
+            if low.widths[0] > high.widths[0] or low.widths[-1] > high.widths[-1]:
+                raise ValueError("widths must not fall from a stage to the next: D_j <= D_{j+1} leaves no config")
+        return self
+
+    def largest(self, image: tuple[int, int] | None = None) -> Config:
+        """Return the config with every slot filled at full width: the supernet's frame. Slots hold their first kind."""
+        return self._extreme(image or self.images[-1], widest=True)
+
+    def smallest(self, image: tuple[int, int] | None = None) -> Config:
+        """Return the config with the narrowest stages and one local block in each."""
+        return self._extreme(image or self.images[0], widest=False)
+
+    def sites(self, config: Config) -> tuple[Site, ...]:
+        """Walk the config's network: blocks with their names and inputs, in execution order."""
+        return sites(self.structure, config)
+
+    def blocks(self, config: Config) -> tuple[Block, ...]:
+        """List the blocks of the config's network in execution order, repeats included."""
+        return tuple(site.block for site in self.sites(config))
+
+    def check(self, config: Config) -> Config:
+        """Return the config, or raise `InvalidConfig` naming the value, the rule and the next action."""
+        if config.space != self.id:
+            raise InvalidConfig(
+                f"config belongs to space {config.space}, not to {self.name} ({self.id}): use its own space"
+            )
+        if config.image not in self.images:
+            legal = ", ".join(f"{height}x{width}" for height, width in self.images)
+            raise InvalidConfig(
+                f"input size {config.image[0]}x{config.image[1]} is not in {self.name}: choose one of {legal}"
+            )
+        for number, (stage, choices) in enumerate(zip(config.stages, self.stages, strict=True), start=1):
+            _check_stage(number, stage, choices)
+        for number, (low, high) in enumerate(pairwise(config.widths), start=1):
+            if low > high:
+                raise InvalidConfig(
+                    f"stage {number} is {low} wide and stage {number + 1} only {high}: widths must not fall, "
+                    f"narrow stage {number} first"
+                )
+        return config
+
+    def contains(self, config: Config) -> bool:
+        """Tell whether `check` would accept the config."""
+        try:
+            self.check(config)
+        except InvalidConfig:
+            return False
+        return True
+
+    def neighbours(self, config: Config) -> Iterator[tuple["Move", Config]]:
+        """Yield every legal single reduction: one local block removed, or one stage one step narrower."""
+        for index, (stage, choices) in enumerate(zip(config.stages, self.stages, strict=True)):
+            for slot, kind in enumerate(stage.slots):
+                if kind is not Kind.IDENTITY and stage.depth > 1:
+                    slots = (*stage.slots[:slot], Kind.IDENTITY, *stage.slots[slot + 1 :])
+                    emptied = stage.model_copy(update={"slots": slots})
+                    yield Move(stage=index + 1, slot=slot, kind=kind), config.with_stage(index, emptied)
+            narrower = [width for width in choices.widths if width < stage.width]
+            if narrower:
+                narrowed = config.with_stage(index, stage.model_copy(update={"width": narrower[-1]}))
+                if self.contains(narrowed):
+                    yield Move(stage=index + 1, width=narrower[-1]), narrowed
+
+    def all_blocks(self, image: tuple[int, int] | None = None) -> tuple[Block, ...]:
+        """List every distinct block a config may need (at one input size, or at all): the rows a table must hold."""
+        images = (image,) if image else self.images
+        found: dict[Block, None] = {}
+        for size in images:
+            for config in self.covering_configs(size):
+                found.update(dict.fromkeys(self.blocks(config)))
+        return tuple(found)
+
+    def covering_configs(self, image: tuple[int, int]) -> Iterator[Config]:
+        """Yield configs in which every pair of adjacent widths, every kind and every received layout occurs.
+
+        A block depends on no more than two adjacent widths (`Site.stage`) and the layout it receives, so these few
+        configs meet every block of the space.
+        """
+        for index in range(3):
+            for low, high in product(self.stages[index].widths, self.stages[index + 1].widths):
+                widths = self._widths_around(index, low, high)
+                if widths is not None:
+                    yield from self._covering_slots(image, widths)
+
+    def _covering_slots(self, image: tuple[int, int], widths: tuple[int, ...]) -> Iterator[Config]:
+        patterns = [_patterns(choices) for choices in self.stages]
+        for turn in range(max(map(len, patterns))):
+            stages = [
+                Stage(width=width, slots=slots, global_kind=global_kind)
+                for width, pattern in zip(widths, patterns, strict=True)
+                for slots, global_kind in [pattern[turn % len(pattern)]]
+            ]
+            yield self._config(image, stages)
+
+    def _widths_around(self, index: int, low: int, high: int) -> tuple[int, ...] | None:
+        if low > high:
+            return None
+        widths = {index: low, index + 1: high}
+        for stage in range(index - 1, -1, -1):
+            legal = [width for width in self.stages[stage].widths if width <= widths[stage + 1]]
+            if not legal:
+                return None
+            widths[stage] = legal[-1]
+        for stage in range(index + 2, 4):
+            legal = [width for width in self.stages[stage].widths if width >= widths[stage - 1]]
+            if not legal:
+                return None
+            widths[stage] = legal[0]
+        return tuple(widths[stage] for stage in range(4))
+
+    def _extreme(self, image: tuple[int, int], *, widest: bool) -> Config:
+        stages = []
+        for choices in self.stages:
+            kind = choices.local_kinds[0]
+            depth = choices.slots if widest else 1
+            slots = (kind,) * depth + (Kind.IDENTITY,) * (choices.slots - depth)
+            width = choices.widths[-1 if widest else 0]
+            stages.append(Stage(width=width, slots=slots, global_kind=choices.global_kinds[0]))
+        return self.check(self._config(image, stages))
+
+    def _config(self, image: tuple[int, int], stages: list[Stage]) -> Config:
+        first, second, third, fourth = stages
+        return Config(space=self.id, image=image, stages=(first, second, third, fourth))
+
+    @cached_property
+    def slot_count(self) -> int:
+        """Number of local slots in all four stages."""
+        return sum(choices.slots for choices in self.stages)
+
+
+class Move(Value):
+    """One reduction: the local block of a slot removed, or a stage narrowed.
+
+    Attributes:
+        stage: 1..4.
+        slot: the emptied slot (0-based), or None when narrowing.
+        kind: what stood in the slot.
+        width: the new width, or None when removing a block.
+    """
+
+    stage: int
+    slot: int | None = None
+    kind: Kind | None = None
+    width: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The move in words."""
+        if self.width is not None:
+            return f"narrow stage {self.stage} to {self.width}"
+        return f"remove {self.kind} from stage {self.stage} slot {self.slot}"
+
+
+def named_space(name: str, *, classes: int) -> SearchSpace:
+    """Return a space of the product for a number of object classes.
+
+    Raises:
+        UnknownSpace: no space has this name.
+    """
+    if name not in _SPACES:
+        raise UnknownSpace(f"space {name!r} is unknown: choose one of {', '.join(SPACE_NAMES)}")
+    structure, stages, images = _SPACES[name]
+    return SearchSpace(
+        name=name, structure=structure.model_copy(update={"classes": classes}), stages=stages, images=images
+    )
+
+
+def _stages(
+    depths: tuple[int, ...], widths: tuple[tuple[int, ...], ...], last_global: tuple[Kind, ...]
+) -> tuple[StageChoices, StageChoices, StageChoices, StageChoices]:
+    first, second, third, fourth = (
+        StageChoices(slots=depth, widths=steps, global_kinds=last_global if number == 3 else (Kind.XCA,))
+        for number, (depth, steps) in enumerate(zip(depths, widths, strict=True))
+    )
+    return first, second, third, fourth
+
+
+def _steps(low: int, high: int) -> tuple[int, ...]:
+    return tuple(range(low, high + 1, WIDTH_STEP))
+
+
+_SPACES = {
+    # The smallest frame that contains all four nets of the paper's Table 3.
+    "heatdetr": (
+        Structure(classes=80, context_kind=Kind.ATTENTION, keep=0.82),
+        _stages((2, 2, 18, 2), (_steps(64, 192), _steps(64, 192), _steps(64, 256), _steps(64, 384)), (Kind.ATTENTION, Kind.XCA)),
+        ((640, 640), (832, 1344)),
+    ),
+    "heatdetr-edge": (
+        Structure(classes=80, activation=Activation.HARDSWISH),
+        _stages((2, 2, 6, 2), (_steps(32, 96), _steps(64, 128), _steps(64, 192), _steps(96, 256)), (Kind.XCA, Kind.ATTENTION)),
+        tuple((side, side) for side in (256, 320, 384, 448, 512, 640)),
+    ),
+    "heatdetr-nano": (
+        Structure(classes=3, activation=Activation.RELU, tcm_depths=(1, 1), anchor_px=(16, 32, 64, 128)),
+        _stages((1, 2, 3, 1), ((32, 64), (32, 64), (64, 96), (64, 96, 128)), (Kind.XCA, Kind.ATTENTION)),
+        ((192, 192),),
+    ),
+}
+
+SPACE_NAMES = tuple(_SPACES)
+"""The spaces `named_space` knows."""
+
+
+def _patterns(choices: StageChoices) -> list[tuple[tuple[Kind, ...], Kind]]:
+    """List slot contents (with the global kind after them) that show each kind each layout it can receive."""
+
+    def padded(*kinds: Kind) -> tuple[Kind, ...]:
+        return kinds + (Kind.IDENTITY,) * (choices.slots - len(kinds))
+
+    singles = [padded(kind) for kind in choices.local_kinds]
+    pairs = [padded(*pair) for pair in product(choices.local_kinds, repeat=2)] if choices.slots > 1 else []
+    return [(slots, global_kind) for slots in singles + pairs for global_kind in choices.global_kinds]
+
+
+def _check_stage(number: int, stage: Stage, choices: StageChoices) -> None:
+    if stage.width not in choices.widths:
+        rule = f"a multiple of {WIDTH_STEP}" if stage.width % WIDTH_STEP else "one of the space's widths"
+        raise InvalidConfig(
+            f"stage {number} width {stage.width} is not {rule}: choose one of {', '.join(map(str, choices.widths))}"
+        )
+    if len(stage.slots) != choices.slots:
+        raise InvalidConfig(
+            f"stage {number} has {len(stage.slots)} slots, the space {choices.slots}: fill the rest with identity"
+        )
+    for slot, kind in enumerate(stage.slots):
+        if kind is not Kind.IDENTITY and kind not in choices.local_kinds:
+            raise InvalidConfig(
+                f"stage {number} slot {slot} holds {kind}: choose one of "
+                f"{', '.join(choices.local_kinds)} or {Kind.IDENTITY}"
+            )
+    if stage.depth == 0:
+        raise InvalidConfig(f"stage {number} has no local block left: keep at least one")
+    if stage.global_kind not in choices.global_kinds:
+        raise InvalidConfig(
+            f"stage {number} closes with {stage.global_kind}: choose one of {', '.join(choices.global_kinds)}"
+        )
+
+
+def _nearest(width: int) -> int:
+    return max(WIDTH_STEP, round(width / WIDTH_STEP) * WIDTH_STEP)

@@ -1,0 +1,1 @@
+"""The agent: times ONNX graphs on the device it runs on."""

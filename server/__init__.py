@@ -1,0 +1,1 @@
+"""The service: REST API, jobs, worker and command line."""

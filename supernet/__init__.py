@@ -1,0 +1,1 @@
+"""HeatDETR in PyTorch: blocks, supernet, training, extraction and ONNX export."""
