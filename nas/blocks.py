@@ -110,7 +110,7 @@ class Block(Value):
     @property
     def gives(self) -> Layout:
         """The layout in which the block leaves its output."""
-        return Layout.TOKENS if self.kind in TOKEN_KINDS else Layout.SPATIAL
+        return gives(self.kind)
 
     @property
     def label(self) -> str:
@@ -120,3 +120,8 @@ class Block(Value):
             channels = f"{self.channels_in}->{self.channels_out}"
         received = "+".join(layout.value for layout in self.layouts)
         return f"{self.kind.value} {channels} @{self.height}x{self.width} {received}"
+
+
+def gives(kind: Kind) -> Layout:
+    """Return the layout in which blocks of a kind leave their output."""
+    return Layout.TOKENS if kind in TOKEN_KINDS else Layout.SPATIAL

@@ -6,6 +6,7 @@ NasError
 ├── InvalidBudget       a budget that no number can satisfy: zero, negative, NaN
 ├── MissingBlocks       the table lacks rows the network needs: measure them
 └── BudgetUnreachable   no config of the space is fast enough on that table
+    └── ThinningExhausted   one is, but thinning cannot get there: use the exact solver
 """
 
 from collections.abc import Sequence
@@ -66,3 +67,20 @@ class BudgetUnreachable(NasError):
             f"{1000 / fastest_ms:.2f} FPS ({fastest_ms:.3f} ms) and {binding} binds. "
             "Ask for less, choose a smaller input size, or a space with narrower widths."
         )
+
+
+class ThinningExhausted(BudgetUnreachable):
+    """Thinning ran out of moves above the budget although the space holds a config below it.
+
+    Attributes:
+        reached_ms: the latency thinning got down to, in milliseconds.
+    """
+
+    def __init__(self, *, target_ms: float, fastest_ms: float, binding: str, reached_ms: float) -> None:
+        super().__init__(target_ms=target_ms, fastest_ms=fastest_ms, binding=binding)
+        self.reached_ms = reached_ms
+        text = (
+            f"thinning ends at {1000 / reached_ms:.2f} FPS, short of {1000 / target_ms:.2f} FPS: it removes blocks but "
+            f"never swaps them. The fastest config reaches {1000 / fastest_ms:.2f} FPS: use the exact solver."
+        )
+        self.args = (text,)

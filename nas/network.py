@@ -1,7 +1,7 @@
 """The one walk over a HeatDETR: which block stands where, and what it reads.
 
 Everything that needs to know a network asks here: MACs, table rows, coverage, the PyTorch modules, the exported graphs.
-The data path is reading R* of the paper's equations (section 4.1 "HOD Stage", section 4.2), written out with resolutions:
+The data path is reading R* of the paper's equations (section 4.1 "HOD Stage", section 4.2), with resolutions:
 
     l0  = stem(x)                                     stride 8,  D1
     l1* = H1(l0)                                      stride 8,  D1

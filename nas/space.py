@@ -257,12 +257,20 @@ _SPACES = {
     # The smallest frame that contains all four nets of the paper's Table 3.
     "heatdetr": (
         Structure(classes=80, context_kind=Kind.ATTENTION, keep=0.82),
-        _stages((2, 2, 18, 2), (_steps(64, 192), _steps(64, 192), _steps(64, 256), _steps(64, 384)), (Kind.ATTENTION, Kind.XCA)),
+        _stages(
+            (2, 2, 18, 2),
+            (_steps(64, 192), _steps(64, 192), _steps(64, 256), _steps(64, 384)),
+            (Kind.ATTENTION, Kind.XCA),
+        ),
         ((640, 640), (832, 1344)),
     ),
     "heatdetr-edge": (
         Structure(classes=80, activation=Activation.HARDSWISH),
-        _stages((2, 2, 6, 2), (_steps(32, 96), _steps(64, 128), _steps(64, 192), _steps(96, 256)), (Kind.XCA, Kind.ATTENTION)),
+        _stages(
+            (2, 2, 6, 2),
+            (_steps(32, 96), _steps(64, 128), _steps(64, 192), _steps(96, 256)),
+            (Kind.XCA, Kind.ATTENTION),
+        ),
         tuple((side, side) for side in (256, 320, 384, 448, 512, 640)),
     ),
     "heatdetr-nano": (

@@ -1,0 +1,100 @@
+"""How good a config is: two kinds of answer that are never confused.
+
+`Quality` is any callable from config to a number, such as measured AP. `AdditiveScore` is a bounded surrogate made from
+importance: a sum over slots and channel groups, so that removing a block, swapping its type and narrowing a stage all
+have a price, and an exact solver can prove an optimum of it. It is a surrogate: measured AP decides.
+"""
+
+from collections.abc import Callable
+from typing import Self
+
+from nas.blocks import Kind
+from nas.config import Config
+from nas.importance import Importance
+from nas.space import WIDTH_STEP, SearchSpace
+from nas.values import Value
+
+Quality = Callable[[Config], float]
+"""Higher is better. The search never assumes that it is additive."""
+
+
+class StageScore(Value):
+    """The price list of one stage, in percent of the best config of the space.
+
+    Attributes:
+        slots: score of each candidate in each slot, the identity included.
+        global_kinds: score of each candidate of the closing block.
+        groups: score of each group of 32 residual channels, most important first.
+    """
+
+    slots: tuple[dict[Kind, float], ...]
+    global_kinds: dict[Kind, float]
+    groups: tuple[float, ...]
+
+    def width(self, width: int) -> float:
+        """Return the score of keeping the most important `width` channels."""
+        return sum(self.groups[: width // WIDTH_STEP])
+
+
+class AdditiveScore(Value):
+    """Score of a config as a sum over what it keeps, in percent (0 to 100) of the best the space could score."""
+
+    stages: tuple[StageScore, StageScore, StageScore, StageScore]
+
+    @classmethod
+    def from_importance(cls, space: SearchSpace, importance: Importance) -> Self:
+        """Derive the score from trained logits (spec 3.6).
+
+        A slot holding kind n scores p_n = softmax(r)_n, an emptied one p_identity. Channel group g of stage j scores
+        share(j, g) * V_j, with V_j the sum over the stage's slots of their best p.
+        """
+        importance.check(space)
+        raw = [_stage_score(importance, number) for number in (1, 2, 3, 4)]
+        unit = 100 / sum(_best(stage) for stage in raw)
+        first, second, third, fourth = (_scaled(stage, unit) for stage in raw)
+        return cls(stages=(first, second, third, fourth))
+
+    @classmethod
+    def indifferent(cls, space: SearchSpace) -> Self:
+        """Score every config of the space zero: what remains to choose by is latency."""
+        first, second, third, fourth = (
+            StageScore(
+                slots=(dict.fromkeys((*choices.local_kinds, Kind.IDENTITY), 0.0),) * choices.slots,
+                global_kinds=dict.fromkeys(choices.global_kinds, 0.0),
+                groups=(0.0,) * (choices.widths[-1] // WIDTH_STEP),
+            )
+            for choices in space.stages
+        )
+        return cls(stages=(first, second, third, fourth))
+
+    def __call__(self, config: Config) -> float:
+        """Score a config, in percent."""
+        total = 0.0
+        for score, stage in zip(self.stages, config.stages, strict=True):
+            total += sum(slot[kind] for slot, kind in zip(score.slots, stage.slots, strict=True))
+            total += score.global_kinds[stage.global_kind] + score.width(stage.width)
+        return total
+
+
+def _stage_score(importance: Importance, number: int) -> StageScore:
+    logits = importance.stages[number - 1]
+    slots = tuple(importance.slot_probability(number, slot) for slot in range(len(logits.slots)))
+    value = sum(max(slot.values()) for slot in slots)
+    return StageScore(
+        slots=slots,
+        global_kinds=importance.global_probability(number),
+        groups=tuple(share * value for share in logits.group_share),
+    )
+
+
+def _best(stage: StageScore) -> float:
+    slots = sum(max(slot.values()) for slot in stage.slots)
+    return slots + max(stage.global_kinds.values()) + sum(stage.groups)
+
+
+def _scaled(stage: StageScore, unit: float) -> StageScore:
+    return StageScore(
+        slots=tuple({kind: value * unit for kind, value in slot.items()} for slot in stage.slots),
+        global_kinds={kind: value * unit for kind, value in stage.global_kinds.items()},
+        groups=tuple(value * unit for value in stage.groups),
+    )
