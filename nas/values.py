@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,3 +22,12 @@ class Value(BaseModel):
     def id(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Build a changed copy through validation.
+
+        Pydantic's own copies `__dict__`, and with it the cached identity of the original.
+        """
+        original = super().model_copy(deep=deep)
+        fields = {name: getattr(original, name) for name in type(self).model_fields}
+        return type(self)(**{**fields, **(update or {})})
