@@ -1,0 +1,48 @@
+import math
+
+import pytest
+
+from nas.budgets import Budget
+from nas.errors import InvalidBudget, MissingBlocks
+from nas.latency import LatencyModel
+from nas.space import SearchSpace
+from tests.planted_space import planted_latency
+
+
+def test_prediction_is_overhead_plus_slope_times_the_sum_with_repeats(space: SearchSpace) -> None:
+    block = space.blocks(space.largest())[0]
+    model = LatencyModel({block: 2.0}, overhead_ms=0.5, slope=1.5, margin=0.1)
+    assert model.predict_ms([block, block]) == pytest.approx(6.5)
+    assert model.bound_ms([block, block]) == pytest.approx(7.15)
+    assert model.holds(6.5, 7.16)
+    assert not model.holds(6.5, 7.14)
+
+
+def test_each_row_missed_in_turn_is_named_and_never_counts_as_zero(space: SearchSpace) -> None:
+    full = planted_latency(space, 0)
+    blocks = space.blocks(space.largest())
+    for block in set(blocks):
+        rows = {key: value for key, value in full.rows_ms.items() if key != block}
+        with pytest.raises(MissingBlocks) as caught:
+            LatencyModel(rows).predict_ms(blocks)
+        assert caught.value.blocks == (block,)
+        assert f"no row for 1 block(s): {block.label}. Measure them:" in str(caught.value)
+
+
+def test_many_missing_rows_are_counted(space: SearchSpace) -> None:
+    blocks = space.blocks(space.largest())
+    with pytest.raises(
+        MissingBlocks, match=rf"no row for {len(set(blocks))} block\(s\): .* and {len(set(blocks)) - 5} more"
+    ):
+        LatencyModel({}).predict_ms(blocks)
+
+
+def test_budget_is_latency_and_fps_is_derived() -> None:
+    assert Budget.from_fps(25).latency_ms == 40
+    assert Budget(latency_ms=8).fps == 125
+
+
+@pytest.mark.parametrize("fps", [0, -1, math.nan, math.inf])
+def test_budget_refuses_what_no_detector_can_run_at(fps: float) -> None:
+    with pytest.raises(InvalidBudget, match=rf"target_fps {fps} is not a positive finite number: ask for frames"):
+        Budget.from_fps(fps)

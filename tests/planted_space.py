@@ -1,0 +1,89 @@
+"""Small spaces with planted tables and importance: enough freedom to go wrong, few enough configs to enumerate."""
+
+from itertools import product
+
+import numpy as np
+
+from nas.blocks import Kind
+from nas.config import Config, Stage
+from nas.importance import Importance, Provenance, StageLogits
+from nas.latency import LatencyModel
+from nas.macs import gmacs
+from nas.network import Structure
+from nas.space import WIDTH_STEP, SearchSpace, StageChoices
+
+PROVENANCE = Provenance(data="planted", seed=0, steps=0, noise="gumbel", version="0", checkpoint_sha256="0" * 64)
+
+
+def small_space() -> SearchSpace:
+    two = (Kind.REP_CNN, Kind.WMSA)
+    return SearchSpace(
+        name="small",
+        structure=Structure(classes=2, tcm_depths=(1, 1), anchor_px=(32,)),
+        stages=(
+            StageChoices(slots=1, widths=(32, 64), local_kinds=two),
+            StageChoices(slots=2, widths=(32, 64), local_kinds=two),
+            StageChoices(slots=1, widths=(32, 64), local_kinds=(Kind.REP_CNN, Kind.SWMSA)),
+            StageChoices(slots=1, widths=(64, 96), local_kinds=two, global_kinds=(Kind.XCA, Kind.ATTENTION)),
+        ),
+        images=((64, 128),),
+    )
+
+
+def every_config(space: SearchSpace) -> list[Config]:
+    """Enumerate a small space by brute force, with no help from the code under test but `contains`."""
+    choices = []
+    for stage in space.stages:
+        kinds = (Kind.IDENTITY, *stage.local_kinds)
+        choices.append(
+            [
+                Stage(width=width, slots=slots, global_kind=kind)
+                for width, slots, kind in product(stage.widths, product(kinds, repeat=stage.slots), stage.global_kinds)
+            ]
+        )
+    configs = (Config(space=space.id, image=space.images[0], stages=stages) for stages in product(*choices))
+    return [config for config in configs if space.contains(config)]
+
+
+def random_config(space: SearchSpace, rng: np.random.Generator) -> Config:
+    """Draw a legal config: widths that do not fall, any slots with one block left, any closing block."""
+    while True:
+        stages = []
+        for choices in space.stages:
+            kinds = rng.choice([Kind.IDENTITY, *choices.local_kinds], size=choices.slots)
+            stages.append(
+                Stage(
+                    width=int(rng.choice(choices.widths)),
+                    slots=tuple(Kind(kind) for kind in kinds),
+                    global_kind=Kind(rng.choice(choices.global_kinds)),
+                )
+            )
+        image = space.images[int(rng.integers(len(space.images)))]
+        config = Config(space=space.id, image=image, stages=tuple(stages))
+        if space.contains(config):
+            return config
+
+
+def planted_importance(space: SearchSpace, seed: int) -> Importance:
+    rng = np.random.default_rng(seed)
+    stages = []
+    for choices in space.stages:
+        shares = np.sort(rng.random(choices.widths[-1] // WIDTH_STEP) + 0.1)[::-1]
+        stages.append(
+            StageLogits(
+                slots=tuple(
+                    {kind: float(rng.normal()) for kind in (*choices.local_kinds, Kind.IDENTITY)}
+                    for _ in range(choices.slots)
+                ),
+                global_kinds={kind: float(rng.normal()) for kind in choices.global_kinds},
+                group_share=tuple(float(share) for share in shares / shares.sum()),
+            )
+        )
+    return Importance(space=space.id, stages=tuple(stages), provenance=PROVENANCE)
+
+
+def planted_latency(space: SearchSpace, seed: int, *, margin: float = 0.0) -> LatencyModel:
+    """Invent rows that grow with MACs, with noise large enough to reverse neighbours."""
+    rng = np.random.default_rng(seed)
+    rows = {block: gmacs([block]) * 10 + float(rng.uniform(0.01, 0.05)) for block in space.all_blocks()}
+    return LatencyModel(rows, overhead_ms=0.02, slope=1.1, margin=margin)
