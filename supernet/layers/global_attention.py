@@ -1,0 +1,116 @@
+"""Blocks that see the whole map: cross-covariance attention (XCA, channel-wise) and the original token attention."""
+
+import torch
+from torch import Tensor, nn
+
+from nas.blocks import HEAD_WIDTH, XCA_HEADS, Activation, Block, Layout
+from supernet.layers.axes import Axis
+from supernet.layers.conv_bn import ConvBN
+from supernet.layers.layout import first_tokens
+from supernet.layers.linear_bn import ChannelLinearBN, LinearBN
+from supernet.layers.mlp import MLP, make_activation
+
+NORM_FLOOR = 1e-6
+"""Least L2 norm of a channel, so that an all-zero map gives zeros and no NaN."""
+
+
+class XCA(nn.Module):
+    """x += proj(softmax(t q^ k^T) v) over channels; x += LPI(x); x += MLP(x), leaving tokens (B, H*W, C).
+
+    q^ and k^ are L2-normalised along the tokens (XCiT). q and k are first divided by sqrt(H*W), which changes nothing
+    but keeps the sums of squares small enough for float16; the norms divide the small (c x c) product, not the maps.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+        channels = block.channels_in
+        scale = torch.ones(3, channels)
+        scale[:2] = block.tokens**-0.5
+        self.qkv = ChannelLinearBN(
+            channels, 3 * channels, reads=Axis.IN, writes=Axis.XCA_INNER, row_scale=scale.flatten()
+        )
+        self.temperature = nn.Parameter(torch.ones(XCA_HEADS, 1, 1))
+        self.proj = ChannelLinearBN(channels, channels, reads=Axis.XCA_INNER, writes=Axis.OUT, last=True)
+        self.lpi = LocalPatchInteraction(channels, block.activation)
+        self.mlp = MLP(channels, block.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend and mix neighbours on channel-major maps, then run the MLP on tokens."""
+        x = x.transpose(1, 2) if self.block.layouts[0] is Layout.TOKENS else x.flatten(2)
+        x = x + self.proj(self.attend(self.qkv(x)))
+        spatial = x.unflatten(2, (self.block.height, self.block.width))
+        tokens = (spatial + self.lpi(spatial)).flatten(2).transpose(1, 2)
+        y: Tensor = tokens + self.mlp(tokens)
+        return y
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Attend between channels: (B, 3 * C, N) -> (B, C, N)."""
+        query, key, value = qkv.unflatten(1, (3, XCA_HEADS, -1)).unbind(1)
+        norms = [torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp(min=NORM_FLOOR) for part in (query, key)]
+        scores = query @ key.transpose(-2, -1) * (self.temperature / norms[0]) / norms[1].transpose(-2, -1)
+        return (scores.softmax(dim=-1) @ value).flatten(1, 2)
+
+
+class LocalPatchInteraction(nn.Module):
+    """LPI: depth-wise 3x3 - BN - activation - depth-wise 3x3 - BN on (B, C, H, W) (XCiT, BN moved so that it folds)."""
+
+    def __init__(self, channels: int, activation: Activation | None) -> None:
+        super().__init__()
+        self.first = ConvBN(channels, channels, reads=Axis.WHOLE, writes=Axis.OUT, depthwise=True)
+        self.activation = make_activation(activation)
+        self.second = ConvBN(channels, channels, reads=Axis.WHOLE, writes=Axis.OUT, depthwise=True, last=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the branch, without the residual."""
+        y: Tensor = self.second(self.activation(self.first(x)))
+        return y
+
+
+class Attention(nn.Module):
+    """x += proj(softmax(q k^T / sqrt(32)) v); x[kept] += MLP(x[kept]), on tokens (B, N, C) with C/32 heads.
+
+    With `kept_tokens` = K < N only the K tokens that receive most attention pass the MLP (paper: sparsity < 18 %); the
+    others keep their value and their place.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+        channels = block.channels_in
+        self.heads = channels // HEAD_WIDTH
+        per_head = torch.ones(3 * HEAD_WIDTH)
+        per_head[:HEAD_WIDTH] = HEAD_WIDTH**-0.5
+        self.qkv = LinearBN(
+            channels, 3 * channels, reads=Axis.IN, writes=Axis.INNER, row_scale=per_head.repeat(self.heads)
+        )
+        self.proj = LinearBN(channels, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
+        self.mlp = MLP(channels, block.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, N, C)."""
+        x = first_tokens(x, self.block)
+        mixed, weights = self.attend(self.qkv(x))
+        x = x + self.proj(mixed)
+        kept = self.block.kept_tokens
+        if kept is None or kept == self.block.tokens:
+            y: Tensor = x + self.mlp(x)
+            return y
+        return self._sparse_mlp(x, received=weights.mean(dim=(1, 2)), kept=kept)
+
+    def attend(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mixed values (B, N, C) and the attention weights (B, heads, N, N): query, key."""
+        batch, tokens, _ = qkv.shape
+        query, key, value = qkv.view(batch, tokens, self.heads, -1).transpose(1, 2).split(HEAD_WIDTH, dim=-1)
+        weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
+        return (weights @ value).transpose(1, 2).flatten(2), weights
+
+    def _sparse_mlp(self, x: Tensor, *, received: Tensor, kept: int) -> Tensor:
+        """Run the MLP on the `kept` tokens with the highest received attention (B, N), all in one dense tensor."""
+        order = received.topk(self.block.tokens, dim=1).indices
+        gathered = x.gather(1, order[..., None].expand_as(x))
+        best, rest = gathered.split((kept, self.block.tokens - kept), dim=1)
+        mixed = torch.cat((best + self.mlp(best), rest), dim=1)
+        # Top-k of the negated order sorts it: the inverse permutation, without a scatter.
+        back = (-order).topk(self.block.tokens, dim=1).indices
+        return mixed.gather(1, back[..., None].expand_as(x))

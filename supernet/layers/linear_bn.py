@@ -1,0 +1,89 @@
+"""Linear layers followed by BatchNorm, without bias (LeViT; paper Fig. 3): one Gemm each when deployed."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from supernet.layers.axes import Axis
+
+
+class LinearBN(nn.Module):
+    """BN(x W^T) on tokens (B, N, C_in) -> (B, N, C_out), times a constant per output channel if one is given.
+
+    Attributes:
+        reads: what the input channels stand for.
+        writes: what the output channels stand for.
+        last: whether it ends a residual branch; its gamma then starts at 0.
+    """
+
+    row_scale: Tensor | None
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        reads: Axis,
+        writes: Axis,
+        last: bool = False,
+        row_scale: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.reads, self.writes = reads, writes
+        self.linear = nn.Linear(channels_in, channels_out, bias=False)
+        nn.init.trunc_normal_(self.linear.weight, std=channels_in**-0.5)
+        self.norm = nn.BatchNorm1d(channels_out)
+        if last:
+            nn.init.zeros_(self.norm.weight)
+        self.register_buffer("row_scale", row_scale, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel over batch and tokens."""
+        y: Tensor = self.norm(self.linear(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return y if self.row_scale is None else y * self.row_scale
+
+    def fused(self) -> nn.Module:
+        """Return the equivalent nn.Linear with bias."""
+        weight, bias = self.folded()
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+        return linear
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return weight (C_out, C_in) and bias (C_out,) with BatchNorm and constant folded in."""
+        factor, bias = fold_batch_norm(self.norm)
+        scale = torch.ones_like(bias) if self.row_scale is None else self.row_scale
+        return self.linear.weight.detach() * (factor * scale)[:, None], bias * scale
+
+
+class ChannelLinearBN(LinearBN):
+    """The same weights on channel-major maps: (B, C_in, N) -> (B, C_out, N)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel over batch and tokens."""
+        y: Tensor = self.norm(torch.matmul(self.linear.weight, x))
+        return y if self.row_scale is None else y * self.row_scale[:, None]
+
+    def fused(self) -> nn.Module:
+        """Return the equivalent product with bias."""
+        return ChannelLinear(*self.folded())
+
+
+class ChannelLinear(nn.Module):
+    """W x + b on channel-major maps: (B, C_in, N) -> (B, C_out, N)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply from the left."""
+        return torch.matmul(self.weight, x) + self.bias
+
+
+def fold_batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return factor and offset per channel: in evaluation BN(y) = factor * y + offset."""
+    mean, variance = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
+    factor = norm.weight.detach() / torch.sqrt(variance + norm.eps)
+    return factor, norm.bias.detach() - mean * factor

@@ -1,0 +1,40 @@
+"""The activation of a space, and the two-layer perceptron with BatchNorm after each Linear."""
+
+from typing import assert_never
+
+from torch import Tensor, nn
+
+from nas.blocks import Activation
+from nas.macs import MLP_RATIO
+from supernet.layers.axes import Axis
+from supernet.layers.linear_bn import LinearBN
+
+
+def make_activation(activation: Activation | None) -> nn.Module:
+    """Return the module of an activation; None is the identity."""
+    match activation:
+        case None:
+            return nn.Identity()
+        case Activation.RELU:
+            return nn.ReLU()
+        case Activation.GELU:
+            return nn.GELU()
+        case Activation.HARDSWISH:
+            return nn.Hardswish()
+    assert_never(activation)
+
+
+class MLP(nn.Module):
+    """LinearBN to 4C, activation, LinearBN back, on tokens (B, N, C); the caller adds the residual."""
+
+    def __init__(self, channels: int, activation: Activation | None) -> None:
+        super().__init__()
+        hidden = MLP_RATIO * channels
+        self.expand = LinearBN(channels, hidden, reads=Axis.IN, writes=Axis.INNER)
+        self.activation = make_activation(activation)
+        self.reduce = LinearBN(hidden, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the branch, without the residual."""
+        y: Tensor = self.reduce(self.activation(self.expand(x)))
+        return y
