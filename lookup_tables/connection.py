@@ -1,0 +1,96 @@
+"""Engines and transactions that behave the same on SQLite and PostgreSQL.
+
+Every transaction on SQLite begins IMMEDIATE unless it was opened by `reading`: a deferred transaction that first reads
+and then writes fails at once when another process wrote in between, whatever the busy timeout says.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, DateTime, Dialect, Engine, StaticPool, create_engine, event, make_url
+from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeDecorator
+
+BUSY_TIMEOUT_MS = 30_000
+"""How long SQLite waits for another writer."""
+
+_BEGIN = "sqlite_begin"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, stored as UTC and given back as UTC on every database."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive datetimes; SQLite keeps no zone, so it is handed UTC without one."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"datetime {value.isoformat()} has no time zone: use datetime.now(UTC)")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give back an aware UTC datetime."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+def make_engine(url: str) -> Engine:
+    """Open a database by URL: `sqlite:///path`, or `postgresql://...` through psycopg 3."""
+    parsed = make_url(url)
+    if parsed.drivername in {"postgresql", "postgres"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, json_serializer=_dump_json, pool_pre_ping=True)
+    if parsed.database in {None, "", ":memory:"}:
+        memory = create_engine(
+            parsed, json_serializer=_dump_json, poolclass=StaticPool, connect_args={"check_same_thread": False}
+        )
+        return _as_sqlite(memory)
+    return _as_sqlite(create_engine(parsed, json_serializer=_dump_json))
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """Open a session on one consistent snapshot that blocks no writer; nothing is committed."""
+    with Session(engine.execution_options(**{_BEGIN: "BEGIN"}), expire_on_commit=False) as session:
+        yield session
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Session]:
+    """Open a session that commits at the end, or rolls back on an exception."""
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def _dump_json(value: object) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _as_sqlite(engine: Engine) -> Engine:
+    event.listen(engine, "connect", _set_pragmas)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _set_pragmas(connection: Any, _record: object) -> None:  # noqa: ANN401 - the DBAPI has no common type
+    # The driver must not open transactions of its own: `_begin` does.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN IMMEDIATE"))
