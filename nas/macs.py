@@ -1,7 +1,4 @@
-"""Multiply-adds and parameters of deployed (fused) blocks, by arithmetic; one MAC = one multiply and one add.
-
-Convention B of the specification: every convolution, Linear and attention product is counted, at the size given.
-"""
+"""Multiply-adds and parameters of deployed (fused) blocks, by arithmetic; one MAC = one multiply and one add."""
 
 from collections.abc import Iterable
 from typing import assert_never
@@ -17,7 +14,26 @@ def gmacs(blocks: Iterable[Block]) -> float:
 
 
 def macs(block: Block) -> int:
-    """Count the multiply-adds of one deployed block at batch 1."""
+    """Count every multiply-add of one deployed block at batch 1: convolutions, Linears and attention products."""
+    return weight_macs(block) + attention_macs(block)
+
+
+def attention_macs(block: Block) -> int:
+    """Count the multiply-adds between activations (queries, keys, values), which hold no weights."""
+    c, n = block.channels_in, block.tokens
+    match block.kind:
+        case Kind.WMSA | Kind.SWMSA:
+            return windows(block) * WINDOW**4 * 3 * c // 2
+        case Kind.XCA:
+            return 2 * n * c * c // XCA_HEADS
+        case Kind.ATTENTION:
+            return 2 * n * n * c
+        case _:
+            return 0
+
+
+def weight_macs(block: Block) -> int:
+    """Count the multiply-adds of convolutions and Linears."""
     c, out, n = block.channels_in, block.channels_out, block.tokens
     match block.kind:
         case Kind.STEM:
@@ -28,12 +44,12 @@ def macs(block: Block) -> int:
         case Kind.REP_CNN | Kind.ALIGN:
             return 9 * c * out * n
         case Kind.WMSA | Kind.SWMSA:
-            return 11 * c * c * n + windows(block) * WINDOW**4 * 3 * c // 2
+            return 11 * c * c * n
         case Kind.XCA:
-            return (12 * c * c + 18 * c) * n + 2 * n * c * c // XCA_HEADS
+            return (12 * c * c + 18 * c) * n
         case Kind.ATTENTION:
             kept = block.kept_tokens if block.kept_tokens is not None else n
-            return 4 * c * c * n + 2 * MLP_RATIO * c * c * kept + 2 * n * n * c
+            return 4 * c * c * n + 2 * MLP_RATIO * c * c * kept
         case Kind.SAM:
             return 9 * c * out * n + 4 * out * out * _cells(block, 2)
         case Kind.SCM:

@@ -1,31 +1,38 @@
 import pytest
 
 from nas.blocks import Activation, Block, Kind
-from nas.config import Config, Stage
-from nas.macs import gmacs, macs, parameters, shift_padding, windows
-from nas.network import Structure, sites, tcm_width
+from nas.errors import InvalidConfig
+from nas.macs import gmacs, macs, parameters, shift_padding, weight_macs, windows
+from nas.named import CONFIG_NAMES, named_config
+from nas.network import tcm_width
+from nas.space import named_space
 
-R, W, S = Kind.REP_CNN, Kind.WMSA, Kind.SWMSA
-
-TABLE_3 = {
-    "tiny": ((128, 128, 256, 384), ((R,), (R,), (W, S) * 3, (W,)), 66.94),
-    "small": ((128, 128, 256, 384), ((R, R), (R, S), (R, S, *(W, S) * 2), (R, S)), 70.42),
-    "medium": ((128, 128, 224, 384), ((R, R), (R, S), (R, S) * 4 + (W, S) * 5, (R, S)), 74.44),
-    "large": ((192, 192, 256, 384), ((R, R), (R, S), (R, S) * 4 + (W, S) * 5, (R, S)), 106.97),
-}
+SPACE = named_space("heatdetr", classes=80)
 
 
-@pytest.mark.parametrize("name", TABLE_3)
-def test_reading_r_star_of_table_3_at_800x1333(name: str) -> None:
-    widths, slots, expected = TABLE_3[name]
-    globals_ = (Kind.XCA, Kind.XCA, Kind.XCA, Kind.ATTENTION)
-    stages = tuple(
-        Stage(width=width, slots=kinds, global_kind=kind)
-        for width, kinds, kind in zip(widths, slots, globals_, strict=True)
-    )
-    config = Config(space="table-3", image=(800, 1333), stages=stages)
-    structure = Structure(classes=80, context_kind=Kind.ATTENTION, keep=0.82)
-    assert gmacs(site.block for site in sites(structure, config)) == pytest.approx(expected, abs=0.005)
+@pytest.mark.parametrize(
+    ("name", "at_800x1333", "mmdet"),
+    [
+        ("heatdetr-tiny", 66.94, 54.5),
+        ("heatdetr-small", 70.42, 57.8),
+        ("heatdetr-medium", 74.44, 61.5),
+        ("heatdetr-large", 106.97, 92.3),
+    ],
+)
+def test_reading_r_star_of_table_3(name: str, at_800x1333: float, mmdet: float) -> None:
+    full = SPACE.blocks(named_config(name, SPACE, image=(800, 1333)))
+    assert gmacs(full) == pytest.approx(at_800x1333, abs=0.005)
+    small = SPACE.blocks(named_config(name, SPACE, image=(800, 1280)))
+    assert sum(weight_macs(block) for block in small) / 1e9 == pytest.approx(mmdet, abs=0.05)
+
+
+def test_table_3_at_the_sizes_of_the_space_belongs_to_the_space() -> None:
+    for name in CONFIG_NAMES:
+        assert SPACE.contains(named_config(name, SPACE, image=(832, 1344)))
+    with pytest.raises(
+        InvalidConfig, match="config 'heatdetr-huge' is unknown: choose one of heatdetr-tiny, heatdetr-small"
+    ):
+        named_config("heatdetr-huge", SPACE, image=(640, 640))
 
 
 def block(kind: Kind, channels_in: int, channels_out: int, height: int, width: int, kept: int | None = None) -> Block:

@@ -1,0 +1,40 @@
+"""The four detectors of the paper's Table 3, as configs of the space `heatdetr`."""
+
+from nas.blocks import Kind
+from nas.config import Config, Stage
+from nas.errors import InvalidConfig
+from nas.space import SearchSpace
+
+_R, _W, _S = Kind.REP_CNN, Kind.WMSA, Kind.SWMSA
+
+# Widths and local blocks per stage. Stage 2 of small, medium and large holds one (RepCNN, SWMSA) pair: N_2 = 2, so the
+# printed "x2" cannot be meant (specification section 4.4).
+_TABLE_3 = {
+    "heatdetr-tiny": ((128, 128, 256, 384), ((_R,), (_R,), (_W, _S) * 3, (_W,))),
+    "heatdetr-small": ((128, 128, 256, 384), ((_R, _R), (_R, _S), (_R, _S, *(_W, _S) * 2), (_R, _S))),
+    "heatdetr-medium": ((128, 128, 224, 384), ((_R, _R), (_R, _S), (_R, _S) * 4 + (_W, _S) * 5, (_R, _S))),
+    "heatdetr-large": ((192, 192, 256, 384), ((_R, _R), (_R, _S), (_R, _S) * 4 + (_W, _S) * 5, (_R, _S))),
+}
+
+CONFIG_NAMES = tuple(_TABLE_3)
+"""The configs `named_config` knows."""
+
+
+def named_config(name: str, space: SearchSpace, *, image: tuple[int, int]) -> Config:
+    """Return a detector of Table 3 as a config of `space`, at any input size (Table 3's 800x1333 is not in the space).
+
+    Raises:
+        InvalidConfig: no detector has this name.
+    """
+    if name not in _TABLE_3:
+        raise InvalidConfig(f"config {name!r} is unknown: choose one of {', '.join(CONFIG_NAMES)}")
+    widths, local = _TABLE_3[name]
+    first, second, third, fourth = (
+        Stage(
+            width=width,
+            slots=kinds + (Kind.IDENTITY,) * (choices.slots - len(kinds)),
+            global_kind=choices.global_kinds[0],
+        )
+        for width, kinds, choices in zip(widths, local, space.stages, strict=True)
+    )
+    return Config(space=space.id, image=image, stages=(first, second, third, fourth))
