@@ -21,7 +21,8 @@ class DoubleUp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Take tokens (B, h*w, C), return (B, C, 2h, 2w)."""
-        x = self.expand(tokens).view(tokens.shape[0], self.height, self.width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        x: Tensor = self.expand(tokens)
+        x = x.view(x.shape[0], self.height, self.width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
         return x.reshape(x.shape[0], x.shape[1], 2 * self.height, 2 * self.width)
 
 
@@ -109,11 +110,11 @@ class SplitProject(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
-        self.half = block.channels_in // 2
-        self.linear = LinearBN(self.half, block.channels_out, reads=Axis.IN_SECOND_HALF, writes=Axis.OUT)
+        self.middle = block.channels_in // 2
+        self.linear = LinearBN(self.middle, block.channels_out, reads=Axis.IN_SECOND_HALF, writes=Axis.OUT)
         self.activation = make_activation(block.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, C_out)."""
-        y: Tensor = self.activation(self.linear(first_tokens(x, self.block)[..., self.half :]))
+        y: Tensor = self.activation(self.linear(first_tokens(x, self.block)[..., self.middle :]))
         return y

@@ -1,13 +1,16 @@
 """What each channel axis of a weight stands for: said once where a layer is made, read when a subnet is cut out."""
 
 from enum import Enum, auto
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 
 class Axis(Enum):
     """The channels along one axis of a weight."""
 
     WHOLE = auto()
-    """Never narrowed: image channels, anchors and classes."""
+    """Never narrowed: image channels, anchors, classes, kernel sides."""
     IN = auto()
     """Channels of the block's first input."""
     IN_FIRST_HALF = auto()
@@ -24,3 +27,31 @@ class Axis(Enum):
     """Private to the block (hidden widths, whole heads): a narrower block keeps the leading ones."""
     XCA_INNER = auto()
     """Private to channel-wise attention: a narrower block keeps the leading channels of each of the 8 heads."""
+
+
+@runtime_checkable
+class Sliceable(Protocol):
+    """A layer with channels that a narrower subnet leaves out."""
+
+    def channel_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Return what each axis of its tensors stands for, by name; tensors not named are kept whole."""
+        ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """A layer that writes channels.
+
+    Attributes:
+        writes: what they stand for.
+    """
+
+    writes: Axis
+
+    def strength(self) -> Tensor:
+        """Return |gamma| times the L1 norm of the weights behind each output channel: (C_out,)."""
+        ...
+
+
+NORM_TENSORS = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+"""The per-channel tensors of a layer's BatchNorm."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from supernet.layers.axes import Axis
+from supernet.layers.axes import NORM_TENSORS, Axis
 from supernet.layers.linear_bn import fold_batch_norm
 
 
@@ -41,6 +41,15 @@ class ConvBN(nn.Module):
         """Convolve and normalise."""
         y: Tensor = self.norm(self.conv(x))
         return y
+
+    def channel_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Return what each axis of weight and BatchNorm stands for."""
+        weight = (self.writes, self.reads, Axis.WHOLE, Axis.WHOLE)
+        return {"conv.weight": weight} | dict.fromkeys(NORM_TENSORS, (self.writes,))
+
+    def strength(self) -> Tensor:
+        """Return |gamma| * L1 per output channel (C_out,)."""
+        return (self.norm.weight.abs() * self.conv.weight.abs().sum((1, 2, 3))).detach()
 
     def fused(self) -> nn.Module:
         """Return the equivalent nn.Conv2d with bias."""

@@ -39,17 +39,18 @@ class XCA(nn.Module):
         """Attend and mix neighbours on channel-major maps, then run the MLP on tokens."""
         x = x.transpose(1, 2) if self.block.layouts[0] is Layout.TOKENS else x.flatten(2)
         x = x + self.proj(self.attend(self.qkv(x)))
-        spatial = x.unflatten(2, (self.block.height, self.block.width))
+        spatial = x.view(*x.shape[:2], self.block.height, self.block.width)
         tokens = (spatial + self.lpi(spatial)).flatten(2).transpose(1, 2)
         y: Tensor = tokens + self.mlp(tokens)
         return y
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Attend between channels: (B, 3 * C, N) -> (B, C, N)."""
-        query, key, value = qkv.unflatten(1, (3, XCA_HEADS, -1)).unbind(1)
+        query, key, value = qkv.view(qkv.shape[0], 3, XCA_HEADS, -1, qkv.shape[2]).unbind(1)
         norms = [torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp(min=NORM_FLOOR) for part in (query, key)]
         scores = query @ key.transpose(-2, -1) * (self.temperature / norms[0]) / norms[1].transpose(-2, -1)
-        return (scores.softmax(dim=-1) @ value).flatten(1, 2)
+        mixed: Tensor = scores.softmax(dim=-1) @ value
+        return mixed.flatten(1, 2)
 
 
 class LocalPatchInteraction(nn.Module):
@@ -101,7 +102,7 @@ class Attention(nn.Module):
     def attend(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mixed values (B, N, C) and the attention weights (B, heads, N, N): query, key."""
         batch, tokens, _ = qkv.shape
-        query, key, value = qkv.view(batch, tokens, self.heads, -1).transpose(1, 2).split(HEAD_WIDTH, dim=-1)
+        query, key, value = torch.split(qkv.view(batch, tokens, self.heads, -1).transpose(1, 2), HEAD_WIDTH, dim=-1)
         weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
         return (weights @ value).transpose(1, 2).flatten(2), weights
 
@@ -109,7 +110,7 @@ class Attention(nn.Module):
         """Run the MLP on the `kept` tokens with the highest received attention (B, N), all in one dense tensor."""
         order = received.topk(self.block.tokens, dim=1).indices
         gathered = x.gather(1, order[..., None].expand_as(x))
-        best, rest = gathered.split((kept, self.block.tokens - kept), dim=1)
+        best, rest = torch.split(gathered, [kept, self.block.tokens - kept], dim=1)
         mixed = torch.cat((best + self.mlp(best), rest), dim=1)
         # Top-k of the negated order sorts it: the inverse permutation, without a scatter.
         back = (-order).topk(self.block.tokens, dim=1).indices

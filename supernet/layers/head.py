@@ -67,9 +67,9 @@ class Head(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
-        self.half = block.channels_in // 2
+        self.middle = block.channels_in // 2
         count = len(block.anchor_px or ())
-        self.classify = HeadConv(self.half, count * block.channels_out, reads=Axis.IN_FIRST_HALF, bias=CLASS_BIAS)
+        self.classify = HeadConv(self.middle, count * block.channels_out, reads=Axis.IN_FIRST_HALF, bias=CLASS_BIAS)
         self.locate = HeadConv(block.channels_in, count * 4, reads=Axis.SECOND_IN)
         self.object = HeadConv(block.channels_in, count, reads=Axis.SECOND_IN)
         self.register_buffer("anchors", make_anchors(block), persistent=False)
@@ -77,7 +77,7 @@ class Head(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> RawPrediction:
         """Predict from T1 and T2 maps of equal size."""
         t1, t2 = self._maps(first, second)
-        logits = _per_anchor(self.classify(t1[:, : self.half]), self.block.channels_out)
+        logits = _per_anchor(self.classify(t1[:, : self.middle]), self.block.channels_out)
         deltas, objectness = _per_anchor(self.locate(t2), 4), _per_anchor(self.object(t2), 1)
         return RawPrediction(logits, deltas, objectness.squeeze(-1))
 
@@ -96,9 +96,13 @@ class HeadConv(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int, *, reads: Axis, bias: float = 0.0) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
-        self.reads, self.writes = reads, Axis.WHOLE
+        self.reads = reads
         nn.init.normal_(self.weight, std=0.01)
         self.bias = nn.Parameter(torch.full((channels_out,), bias))
+
+    def channel_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Return what each axis of the weight stands for."""
+        return {"weight": (Axis.WHOLE, self.reads, Axis.WHOLE, Axis.WHOLE)}
 
 
 class DeployedHead(nn.Module):
@@ -116,4 +120,5 @@ class DeployedHead(nn.Module):
 
 def _per_anchor(x: Tensor, values: int) -> Tensor:
     """Rearrange (B, anchors * values, H, W) to (B, H * W * anchors, values)."""
-    return x.unflatten(1, (-1, values)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+    batch, channels, height, width = x.shape
+    return x.view(batch, channels // values, values, height, width).permute(0, 3, 4, 1, 2).flatten(1, 3)

@@ -12,7 +12,7 @@ def to_tokens(x: Tensor, layout: Layout) -> Tensor:
 
 def to_spatial(x: Tensor, layout: Layout, height: int, width: int) -> Tensor:
     """Return (B, C, H, W)."""
-    return x if layout is Layout.SPATIAL else x.transpose(1, 2).unflatten(2, (height, width))
+    return x if layout is Layout.SPATIAL else x.transpose(1, 2).reshape(x.shape[0], -1, height, width)
 
 
 def first_spatial(x: Tensor, block: Block) -> Tensor:

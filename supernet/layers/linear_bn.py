@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from supernet.layers.axes import Axis
+from supernet.layers.axes import NORM_TENSORS, Axis
 
 
 class LinearBN(nn.Module):
@@ -42,6 +42,14 @@ class LinearBN(nn.Module):
         """Normalise each channel over batch and tokens."""
         y: Tensor = self.norm(self.linear(x).flatten(0, 1)).unflatten(0, x.shape[:2])
         return y if self.row_scale is None else y * self.row_scale
+
+    def channel_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Return what each axis of weight and BatchNorm stands for."""
+        return {"linear.weight": (self.writes, self.reads)} | dict.fromkeys(NORM_TENSORS, (self.writes,))
+
+    def strength(self) -> Tensor:
+        """Return |gamma| * L1 per output channel (C_out,)."""
+        return (self.norm.weight.abs() * self.linear.weight.abs().sum(1)).detach()
 
     def fused(self) -> nn.Module:
         """Return the equivalent nn.Linear with bias."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.blocks import Block
-from supernet.layers.axes import Axis
+from supernet.layers.axes import NORM_TENSORS, Axis
 from supernet.layers.conv_bn import ConvBN, conv_with_bias
 from supernet.layers.layout import first_spatial
 from supernet.layers.linear_bn import fold_batch_norm
@@ -23,6 +23,14 @@ class IdentityBN(nn.Module):
         """Normalise."""
         y: Tensor = self.norm(x)
         return y
+
+    def channel_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Return what each axis of the BatchNorm stands for."""
+        return dict.fromkeys(NORM_TENSORS, (self.writes,))
+
+    def strength(self) -> Tensor:
+        """Return |gamma| (C,): the weights of an identity sum to 1."""
+        return self.norm.weight.abs().detach()
 
 
 class RepConv(nn.Module):

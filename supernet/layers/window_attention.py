@@ -52,7 +52,8 @@ class WindowAttention(nn.Module):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Attend within windows: (B, H*W, heads * (16 + 16 + 32)) -> (B, H*W, heads * 32)."""
-        query, key, value = self.windows.cut(qkv, self.heads).split((KEY_WIDTH, KEY_WIDTH, HEAD_WIDTH), dim=-1)
+        parts = self.windows.cut(qkv, self.heads)
+        query, key, value = torch.split(parts, [KEY_WIDTH, KEY_WIDTH, HEAD_WIDTH], dim=-1)
         scores = query @ key.transpose(-2, -1) + self.position()
         if self.mask is not None:
             scores = scores + self.mask
@@ -69,6 +70,10 @@ class RelativePosition(nn.Module):
         self.table = nn.Parameter(torch.zeros((2 * WINDOW - 1) ** 2, heads))
         nn.init.trunc_normal_(self.table, std=0.02)
         self.register_buffer("index", _offsets(), persistent=False)
+
+    def channel_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Return what each axis of the table stands for."""
+        return {"table": (Axis.WHOLE, Axis.INNER)}
 
     def forward(self) -> Tensor:
         """Return the bias (heads, 49, 49): query, key."""
@@ -109,24 +114,23 @@ class _Windows:
         return bool(self.before or self.below or self.right)
 
     def mask(self) -> Tensor | None:
-        """Return the bias (windows, 1, 1, 49) that hides padded keys, or None without padding."""
+        """Return the bias (1, windows, 1, 1, 49) that hides padded keys, or None without padding."""
         if not self.padded:
             return None
-        tokens = self.cut(torch.zeros(1, self.height * self.width, 1), 1, fill=MASKED)
-        return tokens.reshape(self.rows * self.columns, 1, 1, WINDOW**2)
+        return self.cut(torch.zeros(1, self.height * self.width, 1), 1, fill=MASKED).transpose(-2, -1)
 
     def cut(self, x: Tensor, heads: int, *, fill: float = 0.0) -> Tensor:
-        """Cut (B, H*W, heads * c) into (B * windows, heads, 49, c)."""
+        """Cut (B, H*W, heads * c) into (B, windows, heads, 49, c)."""
         batch = x.shape[0]
         x = x.view(batch, self.height, self.width, -1)
         if self.padded:
             x = functional.pad(x, (0, 0, self.before, self.right, self.before, self.below), value=fill)
         x = x.view(batch, self.rows, WINDOW, self.columns, WINDOW, heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
-        return x.reshape(batch * self.rows * self.columns, heads, WINDOW**2, -1)
+        return x.reshape(batch, self.rows * self.columns, heads, WINDOW**2, -1)
 
     def merge(self, x: Tensor) -> Tensor:
-        """Merge (B * windows, heads, 49, c) into (B, H*W, heads * c), leaving the padding out."""
-        heads, channels = x.shape[1], x.shape[3]
+        """Merge (B, windows, heads, 49, c) into (B, H*W, heads * c), leaving the padding out."""
+        heads, channels = x.shape[2], x.shape[4]
         x = x.view(-1, self.rows, self.columns, heads, WINDOW, WINDOW, channels).permute(0, 1, 4, 2, 5, 3, 6)
         x = x.reshape(-1, self.rows * WINDOW, self.columns * WINDOW, heads * channels)
         if self.padded:
