@@ -47,7 +47,8 @@ class XCA(nn.Module):
     def attend(self, qkv: Tensor) -> Tensor:
         """Attend between channels: (B, 3 * C, N) -> (B, C, N)."""
         query, key, value = qkv.view(qkv.shape[0], 3, XCA_HEADS, -1, qkv.shape[2]).unbind(1)
-        norms = [torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp(min=NORM_FLOOR) for part in (query, key)]
+        # Squares and a sum: ONNX Runtime's ReduceL2 takes three times as long.
+        norms = [(part * part).sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt() for part in (query, key)]
         scores = query @ key.transpose(-2, -1) * (self.temperature / norms[0]) / norms[1].transpose(-2, -1)
         mixed: Tensor = scores.softmax(dim=-1) @ value
         return mixed.flatten(1, 2)

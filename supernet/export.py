@@ -1,0 +1,188 @@
+"""ONNX files of blocks and detectors, each with a record that it computes what its module does.
+
+The dynamo exporter at opset 20 (the first with Gelu as one operator), static shapes, batch 1. A file depends on its
+module's weights alone: equal weights, equal bytes, so that graphs can be fetched and cached by their hash.
+"""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from nas.blocks import Block, Kind, Layout
+from nas.values import Value
+from supernet.detector import HeatDETR, build_block
+from supernet.errors import ParityError
+from supernet.fusing import fuse
+
+OPSET = 20
+"""ONNX operator set of every exported file."""
+
+TOLERANCE = 1e-4
+"""Largest difference allowed between a file and its module, in units of `ParityRecord.scale`."""
+
+
+class ParityRecord(Value):
+    """What the comparison of an exported file with its module found, on one seeded random input.
+
+    Attributes:
+        max_abs_diff: largest absolute difference between the outputs in ONNX Runtime and in PyTorch.
+        scale: max(1, largest absolute output), over which a difference is judged: boxes count in pixels.
+        tolerance: largest `max_abs_diff / scale` allowed.
+        seed: seed of the input.
+        opset: ONNX operator set.
+        torch: version that exported.
+        onnxruntime: version that was compared.
+    """
+
+    max_abs_diff: float
+    scale: float
+    tolerance: float
+    seed: int
+    opset: int
+    torch: str
+    onnxruntime: str
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """An ONNX file, its SHA-256 and the proof that it computes the right thing."""
+
+    onnx: bytes
+    sha256: str
+    parity: ParityRecord
+
+
+def export_block(block: Block, *, seed: int = 0) -> ExportedGraph:
+    """Export one block with seeded random weights: the graph whose time is the block's row.
+
+    Inputs are `first` (and `second`), in `block.layouts`; the output is `output` in `block.gives`, or `boxes` and
+    `scores` for a HEAD.
+
+    Raises:
+        ParityError: the file and the module disagree.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        module = build_block(block)
+        randomise_statistics(module)
+    outputs = ("boxes", "scores") if block.kind is Kind.HEAD else ("output",)
+    inputs = _random_inputs(input_shapes(block), seed)
+    names = ("first", "second")[: len(inputs)]
+    return _export(fuse(module), inputs, names=(names, outputs), label=block.label, seed=seed)
+
+
+def export_detector(detector: HeatDETR, *, seed: int = 0) -> ExportedGraph:
+    """Export a whole detector for images of its config's size: `images` (1, 3, H, W) to `boxes` and `scores`.
+
+    Raises:
+        ParityError: the file and the module disagree.
+    """
+    images = _random_inputs(((1, 3, *detector.config.image),), seed)
+    label = f"detector {detector.config.id}"
+    return _export(fuse(detector), images, names=(("images",), ("boxes", "scores")), label=label, seed=seed)
+
+
+def input_shapes(block: Block) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of each input of a block at batch 1, in its layout."""
+    fine = (block.channels_in, block.height, block.width)
+    second = fine if block.kind is Kind.HEAD else (block.channels_out, block.height // 2, block.width // 2)
+    return tuple(
+        (1, channels, height, width) if layout is Layout.SPATIAL else (1, height * width, channels)
+        for (channels, height, width), layout in zip((fine, second), block.layouts, strict=False)
+    )
+
+
+@torch.no_grad()
+def randomise_statistics(module: nn.Module) -> None:
+    """Give every BatchNorm random statistics, gamma and beta, as if trained: fresh ones fold to trivial weights."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.weight.uniform_(0.5, 1.5)
+            layer.bias.uniform_(-0.5, 0.5)
+            layer.get_buffer("running_mean").uniform_(-0.5, 0.5)
+            layer.get_buffer("running_var").uniform_(0.5, 2)
+
+
+def _random_inputs(shapes: Sequence[tuple[int, ...]], seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.rand(shape, generator=generator) for shape in shapes)
+
+
+def _export(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    names: tuple[Sequence[str], Sequence[str]],
+    label: str,
+    seed: int,
+) -> ExportedGraph:
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            module, inputs, input_names=names[0], output_names=names[1], opset_version=OPSET, dynamo=True, verbose=False
+        )
+    if program is None:
+        raise TypeError("torch.onnx.export(dynamo=True) returned no program: install torch >= 2.10")
+    content = _clean(program.model_proto).SerializeToString(deterministic=True)
+    parity = _compare(content, module, inputs, label=label, seed=seed)
+    return ExportedGraph(content, hashlib.sha256(content).hexdigest(), parity)
+
+
+def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Leave out what the exporter noted for debugging: stack traces and paths of the machine that exported."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return model
+
+
+def _compare(content: bytes, module: nn.Module, inputs: tuple[Tensor, ...], *, label: str, seed: int) -> ParityRecord:
+    with torch.no_grad():
+        given = module(*inputs)
+    wanted = [output.numpy() for output in (given if isinstance(given, tuple) else (given,))]
+    got = _run(content, [tensor.numpy() for tensor in inputs])
+    record = ParityRecord(
+        max_abs_diff=max(float(np.abs(a - b).max()) for a, b in zip(wanted, got, strict=True)),
+        scale=max(1.0, *(float(np.abs(a).max()) for a in wanted)),
+        tolerance=TOLERANCE,
+        seed=seed,
+        opset=OPSET,
+        torch=torch.__version__,
+        onnxruntime=onnxruntime.__version__,
+    )
+    if record.max_abs_diff > record.tolerance * record.scale:
+        raise ParityError(label=label, max_abs_diff=record.max_abs_diff / record.scale, tolerance=record.tolerance)
+    return record
+
+
+def _run(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+    outputs: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
+    return outputs
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's remarks (torchvision is missing, deprecations of its own) out of the log while it runs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
