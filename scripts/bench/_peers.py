@@ -1,0 +1,72 @@
+"""Detectors of others, built by the package `transformers` with random weights: speed does not depend on them."""
+
+import io
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Peer(nn.Module):
+    """A detector that takes images only and gives what it predicts: boxes (B, N, 4) and logits (B, N, classes)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Detect on images (B, 3, H, W); no pixel is padding."""
+        height, width = images.shape[2:]
+        output = self.model(images, pixel_mask=torch.ones(images.shape[0], height, width, dtype=torch.long))
+        return output.pred_boxes, output.logits
+
+
+def detr_r50() -> Peer:
+    """Build DETR with a ResNet-50."""
+    config = transformers.DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone_config=transformers.ResNetConfig(out_features=["stage4"]),
+    )
+    model = transformers.DetrForObjectDetection(config)
+    model.set_attn_implementation("eager")  # in the fused form PyTorch does not count the products
+    return Peer(model)
+
+
+def rtdetr_r18(image: tuple[int, int]) -> Peer:
+    """Build RT-DETR with a ResNet-18 for one input size, as its authors' configuration of that name has it."""
+    backbone = transformers.RTDetrResNetConfig(
+        layer_type="basic",
+        depths=[2, 2, 2, 2],
+        hidden_sizes=[64, 128, 256, 512],
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = transformers.RTDetrConfig(
+        backbone_config=backbone,
+        encoder_in_channels=[128, 256, 512],
+        hidden_expansion=0.5,
+        decoder_layers=3,
+        anchor_image_size=list(image),
+    )
+    model = transformers.RTDetrForObjectDetection(config)
+    model.set_attn_implementation("eager")
+    return Peer(model)
+
+
+def count_gmacs(model: nn.Module, image: tuple[int, int]) -> float:
+    """Count the multiply-adds of convolutions and matrix products at batch 1, in units of 1e9."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, *image))
+    return counter.get_total_flops() / 2e9
+
+
+def export(model: nn.Module, image: tuple[int, int], *, opset: int) -> bytes:
+    """Export a detector for one image size: static shapes, batch 1, the dynamo exporter."""
+    program = torch.onnx.export(
+        model, (torch.rand(1, 3, *image),), input_names=["images"], opset_version=opset, dynamo=True, verbose=False
+    )
+    content = io.BytesIO()
+    program.save(content)
+    return content.getvalue()
