@@ -46,6 +46,7 @@ _RETRIED = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 _LOST = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE})
 
 Reply = TypeVar("Reply", bound=Message)
+Answer = TypeVar("Answer")
 
 
 class AgentClient:
@@ -122,13 +123,14 @@ class AgentClient:
             if error.status not in _LOST:
                 raise
 
-    def put_result(self, result_id: str, result: Result) -> ResultReceipt:
+    def put_result(self, result_id: str, result: Result, *, patience_seconds: float | None = None) -> ResultReceipt:
         """Hand over a measurement; the same one any number of times."""
-        return self._ask(ResultReceipt, "PUT", f"/v1/results/{result_id}", result)
+        path = f"/v1/results/{result_id}"
+        return self._ask(ResultReceipt, "PUT", path, result, patience_seconds=patience_seconds)
 
-    def report_failure(self, task_id: str, failure: Failure) -> None:
+    def report_failure(self, task_id: str, failure: Failure, *, patience_seconds: float | None = None) -> None:
         """Say that a task cannot be measured here, and why."""
-        self._send("POST", f"/v1/tasks/{task_id}/failures", failure)
+        self._send("POST", f"/v1/tasks/{task_id}/failures", failure, patience_seconds=patience_seconds)
 
     def download(self, sha256: str, target: Path, *, max_bytes: int) -> None:
         """Stream a graph into `target`, whose hash is checked on the way.
@@ -162,7 +164,7 @@ class AgentClient:
         patience = self._patience_seconds if patience_seconds is None else patience_seconds
         self._retry(lambda: self._request(method, path, message, 0), patience)
 
-    def _retry(self, once: Callable[[], Reply], patience_seconds: float) -> Reply:
+    def _retry(self, once: Callable[[], Answer], patience_seconds: float) -> Answer:
         """Call until it succeeds or the total wait would exceed the patience."""
         waited, longest = 0.0, FIRST_BACKOFF_SECONDS
         while True:
@@ -219,8 +221,8 @@ class AgentClient:
             raise _TryAgain(f"status {status}", _retry_after(response))
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise NotAuthorised(
-                f"{self._url} refuses the token ({status}): give the one `heatnas serve` printed at its first start, also "
-                "kept in the file `token` of its data folder, by --token or HEATNAS_TOKEN."
+                f"{self._url} refuses the token ({status}): give the one `heatnas serve` printed at its first start, "
+                "also kept in the file `token` of its data folder, by --token or HEATNAS_TOKEN."
             )
         if status == HTTPStatus.UPGRADE_REQUIRED:
             raise UpgradeRequired(
@@ -230,7 +232,7 @@ class AgentClient:
         raise RequestRefused(f"{self._url} refused ({status}): {_message(response)}", status=status)
 
 
-class _TryAgain(Exception):  # noqa: N818  it never leaves this module
+class _TryAgain(Exception):
     """A try that failed in a way the next one may not."""
 
     def __init__(self, detail: str, after_seconds: float | None) -> None:

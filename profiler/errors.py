@@ -13,6 +13,7 @@ ProfilerError
 │   ├── UpgradeRequired    the two sides share no protocol version
 │   ├── LeaseLost          the lease is no longer ours: drop its tasks
 │   └── RequestRefused     any other refusal, with the server's own words
+├── MeasuringFailed      the measuring process does not start on this device
 └── JournalError         the state folder cannot be used: in use, damaged, or from a newer version
 """
 
@@ -75,6 +76,10 @@ class RequestRefused(ServerError):
     def __init__(self, message: str, *, status: int) -> None:
         self.status = status
         super().__init__(message)
+
+
+class MeasuringFailed(ProfilerError):
+    """The measuring process does not even start."""
 
 
 class JournalError(ProfilerError):

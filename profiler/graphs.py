@@ -113,9 +113,14 @@ class GraphCache:
             partial.unlink()
 
     def find(self, sha256: str) -> Path | None:
-        """Return the file of a graph and mark it as used, or None when it has to be fetched."""
+        """Return the file of a graph and mark it as used, or None when it has to be fetched, again if it is damaged."""
         path = self._folder / sha256
         if not path.is_file():
+            return None
+        try:
+            check_hash(path.read_bytes(), sha256)
+        except HashMismatch:
+            path.unlink()
             return None
         os.utime(path)
         return path

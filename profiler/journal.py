@@ -9,11 +9,11 @@ Whatever moment the power fails at, the result is here, at the server, or in bot
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from profiler.errors import JournalError
 from profiler.wire import Failure, Lease, Result
@@ -31,6 +31,15 @@ CREATE TABLE entries (
     PRIMARY KEY (task_id, attempt),
     CHECK ((state = 'leased') = (body IS NULL))
 ) STRICT
+"""
+
+
+# An attempt that is leased again is measured again, unless a result of it still waits for its upload.
+_CLAIM = """
+INSERT INTO entries (task_id, attempt, lease_id, state) VALUES (?, ?, ?, 'leased')
+ON CONFLICT (task_id, attempt) DO UPDATE
+SET lease_id = excluded.lease_id, state = 'leased', result_id = NULL, body = NULL, note = NULL
+WHERE state IN ('leased', 'refused')
 """
 
 
@@ -111,10 +120,6 @@ class Journal:
         """Store a failure on disk, synced, ready to be reported."""
         self._finish((State.FAILED, None, failure.model_dump_json(), task_id, failure.attempt))
 
-    def drop(self, task_ids: Iterable[str]) -> None:
-        """Forget claimed tasks that are no longer ours to measure; what has been measured stays."""
-        self._write("DELETE FROM entries WHERE state = 'leased' AND task_id = ?", [(task_id,) for task_id in task_ids])
-
     def acknowledge(self, upload: Upload) -> None:
         """Forget what the server has acknowledged."""
         self._write("DELETE FROM entries WHERE task_id = ? AND attempt = ?", [(upload.task_id, upload.attempt)])
@@ -141,8 +146,8 @@ class Journal:
 
     def counts(self) -> dict[State, int]:
         """Return how many attempts are in each state."""
-        found = dict(self._read("SELECT state, count(*) FROM entries GROUP BY state"))
-        return {state: int(found.get(state, 0)) for state in State}
+        found: dict[str, int] = dict(self._read("SELECT state, count(*) FROM entries GROUP BY state"))
+        return {state: found.get(state, 0) for state in State}
 
     def _prepare(self) -> None:
         # Exclusive locking keeps the file locked while it is open, and the system lets go when the process dies.
@@ -153,7 +158,7 @@ class Journal:
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version > _VERSION:
                 raise JournalError(
-                    f"{self._path} was written by a newer agent (journal version {version}, this one knows {_VERSION}): "
+                    f"{self._path} was written by a newer agent (journal version {version}, known here is {_VERSION}): "
                     "upgrade this agent with `pip install -U heatnas`, or name another folder with --state."
                 )
             if version == 0:
@@ -161,17 +166,17 @@ class Journal:
                 self._database.execute(f"PRAGMA user_version = {_VERSION}")
 
     def _finish(self, row: tuple[object, ...]) -> None:
-        sql = "UPDATE entries SET state = ?, result_id = ?, body = ? WHERE task_id = ? AND attempt = ? AND state = 'leased'"
-        self._write(sql, [row])
+        sql = "UPDATE entries SET state = ?, result_id = ?, body = ? WHERE task_id = ? AND attempt = ?"
+        self._write(f"{sql} AND state = 'leased'", [row])
 
-    def _write(self, sql: str, rows: list[tuple[object, ...]]) -> None:
+    def _write(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
         try:
             with self._transaction():
                 self._database.executemany(sql, rows)
         except sqlite3.Error as error:
             raise self._explain(error) from error
 
-    def _read(self, sql: str) -> list[tuple[object, ...]]:
+    def _read(self, sql: str) -> list[tuple[Any, ...]]:
         try:
             with closing(self._database.execute(sql)) as cursor:
                 return cursor.fetchall()

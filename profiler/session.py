@@ -90,6 +90,11 @@ def open_session(graph: bytes, execution: Execution, *, sha256: str | None = Non
         raise _refusal(error) from error
 
 
+def check_runtime() -> None:
+    """Raise RuntimeMissing unless an ONNX Runtime can be imported."""
+    _import_runtime()
+
+
 def runtime_versions() -> dict[str, str]:
     """Return the installed runtimes by name; empty when there is none."""
     try:
