@@ -1,8 +1,16 @@
 """What can go wrong between a search space and a detector file, and what the caller may do about it.
 
 SupernetError
-└── ParityError         an exported graph computes something else than the module it came from
+├── ParityError         an exported graph computes something else than the module it came from
+├── BadDataset          annotations or images that cannot be trained on: names each fault
+├── DatasetExists       the folder holds something other than the data set asked for
+├── BadCheckpoint       a file that is no checkpoint of this version
+├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
+└── TrainingDiverged    the loss is no longer a number
 """
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 class SupernetError(Exception):
@@ -25,4 +33,59 @@ class ParityError(SupernetError):
         super().__init__(
             f"the exported graph of {label} differs from its module by {max_abs_diff:.3g}, more than {tolerance:.0e}: "
             "the file is not kept. Look for exploding activations, or export with another ONNX Runtime version."
+        )
+
+
+class BadDataset(SupernetError):
+    """Some annotations or images of a data set cannot be used.
+
+    Attributes:
+        folder: where the data set lies.
+        faults: one sentence for each fault, in the order found.
+    """
+
+    def __init__(self, folder: Path, faults: Sequence[str]) -> None:
+        self.folder = folder
+        self.faults = tuple(faults)
+        shown = "; ".join(self.faults[:8])
+        more = f"; and {len(self.faults) - 8} more" if len(self.faults) > 8 else ""
+        super().__init__(f"{folder}: {len(self.faults)} fault(s): {shown}{more}. Correct or remove these entries.")
+
+
+class DatasetExists(SupernetError):
+    """A folder is in the way of a data set that is to be made.
+
+    Attributes:
+        folder: the folder.
+    """
+
+    def __init__(self, folder: Path, *, wanted: Mapping[str, object], found: Mapping[str, object] | None) -> None:
+        self.folder = folder
+        holds = f"the data set {dict(found)}" if found else "no finished data set"
+        super().__init__(f"{folder} exists and holds {holds}, not {dict(wanted)}: remove it or choose another folder.")
+
+
+class BadCheckpoint(SupernetError):
+    """A file is not a checkpoint that this version can read."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is no usable checkpoint: {reason}. Train again, or name another file.")
+
+
+class CheckpointMismatch(SupernetError):
+    """A run was to go on from a checkpoint of a different run."""
+
+    def __init__(self, path: Path, differences: Sequence[str]) -> None:
+        super().__init__(
+            f"{path} belongs to a run that differs in {'; '.join(differences)}: "
+            "give this run another folder, or pass resume=False to start over."
+        )
+
+
+class TrainingDiverged(SupernetError):
+    """The training loss is not finite."""
+
+    def __init__(self, *, step: int, loss: float) -> None:
+        super().__init__(
+            f"the loss is {loss} at step {step}: lower the learning rate, lengthen the warm-up, or look at the data."
         )

@@ -1,0 +1,157 @@
+"""Average precision on a split, by pycocotools: of an ONNX file (the truth) or of a module in training (a twin)."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from nas.values import Value
+from supernet.dataset import CocoDataset
+from supernet.layers.head import RawPrediction, decode, score
+from supernet.postprocess import Detections, Floats, detect
+
+Predictor = Callable[[Floats], tuple[Floats, Floats]]
+"""Takes images (B, 3, H, W), RGB in [0, 1]; gives boxes (B, N, 4) in input pixels and scores (B, N, classes)."""
+
+
+class Evaluation(Value):
+    """How well detections fit the annotations of a split, in COCO's terms; None where COCO defines no value.
+
+    Attributes:
+        ap: mean over IoU 0.50..0.95 and classes, in [0, 1].
+        ap50: at IoU 0.50.
+        ap75: at IoU 0.75.
+        class_ap50: AP50 of each class; None for a class without objects in the split.
+        images: images looked at.
+        objects: annotated objects among them, crowds left out.
+        detections: detections scored.
+        data_sha256: content hash of the split.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    class_ap50: dict[str, float | None]
+    images: int
+    objects: int
+    detections: int
+    data_sha256: str
+
+
+def evaluate_onnx(onnx: bytes, data: CocoDataset, *, threads: int = 1) -> Evaluation:
+    """Run a detector file image by image in ONNX Runtime and score what it finds.
+
+    The file takes `images` (1, 3, H, W) and gives `boxes` and `scores`, as `supernet.export` writes them.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+    def predict(images: Floats) -> tuple[Floats, Floats]:
+        boxes, scores = session.run(["boxes", "scores"], {"images": images})
+        return boxes, scores
+
+    return evaluate(predict, data, batch=1)
+
+
+def evaluate_module(
+    forward: Callable[[Tensor], RawPrediction], anchors: Tensor, data: CocoDataset, *, batch: int = 16
+) -> Evaluation:
+    """Score a network in its training form; put it into evaluation mode first.
+
+    Args:
+        forward: takes images (B, 3, H, W), such as a `HeatDETR`, or a `Supernet` with its gates bound.
+        anchors: (N, 4) of its head.
+        data: the split.
+        batch: images per forward pass.
+    """
+
+    @torch.no_grad()
+    def predict(images: Floats) -> tuple[Floats, Floats]:
+        prediction = forward(torch.from_numpy(images))
+        return decode(prediction.deltas, anchors).numpy(), score(prediction).numpy()
+
+    return evaluate(predict, data, batch=batch)
+
+
+def evaluate(predict: Predictor, data: CocoDataset, *, batch: int) -> Evaluation:
+    """Detect on every image of the split and score the detections."""
+    found = []
+    for images in _batches(data, batch):
+        boxes, scores = predict(images)
+        found += [detect(one, other) for one, other in zip(boxes, scores, strict=True)]
+    return score_detections(found, data)
+
+
+def score_detections(found: list[Detections], data: CocoDataset) -> Evaluation:
+    """Score the detections of every image, in the order of the split; boxes are in pixels of the samples."""
+    results = [result for index, detections in enumerate(found) for result in _results(detections, data, index)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = _with_defaults(data.ground_truth)
+        truth.createIndex()
+        precision, iou_thresholds = _precision(truth, results)
+    halves = precision[np.isclose(iou_thresholds, 0.5)]
+    return Evaluation(
+        ap=_mean(precision),
+        ap50=_mean(halves),
+        ap75=_mean(precision[np.isclose(iou_thresholds, 0.75)]),
+        class_ap50={name: _mean(halves[:, :, label]) for label, name in enumerate(data.classes)},
+        images=len(data),
+        objects=sum(not note.get("iscrowd", 0) for note in data.ground_truth["annotations"]),
+        detections=len(results),
+        data_sha256=data.content_sha256,
+    )
+
+
+def images_to_floats(pixels: NDArray[np.uint8]) -> Floats:
+    """Turn RGB (B, H, W, 3), uint8, into (B, 3, H, W), float32 in [0, 1]."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+
+
+def _batches(data: CocoDataset, batch: int) -> Iterator[Floats]:
+    for start in range(0, len(data), batch):
+        yield images_to_floats(np.stack([sample.pixels for sample in data.samples[start : start + batch]]))
+
+
+def _results(detections: Detections, data: CocoDataset, index: int) -> Iterator[dict[str, Any]]:
+    corners = detections.boxes * np.tile(data.scales[index], 2)
+    for (x1, y1, x2, y2), confidence, label in zip(corners.tolist(), detections.scores, detections.labels, strict=True):
+        yield {
+            "image_id": data.image_ids[index],
+            "category_id": data.category_ids[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": float(confidence),
+        }
+
+
+def _with_defaults(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what pycocotools insists on and COCO files may lack."""
+    notes = [{"iscrowd": 0, "area": note["bbox"][2] * note["bbox"][3], **note} for note in ground_truth["annotations"]]
+    return {"info": {}, **ground_truth, "annotations": notes}
+
+
+def _precision(truth: COCO, results: list[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return precision (IoU thresholds, recalls, classes) over all areas at 100 detections, and the thresholds."""
+    found = truth.loadRes(results) if results else COCO()
+    if not results:
+        found.dataset = {**truth.dataset, "annotations": []}
+        found.createIndex()
+    judge = COCOeval(truth, found, "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    return judge.eval["precision"][:, :, :, 0, -1], judge.params.iouThrs
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    """Average the defined entries; COCO writes -1 where a class has no object."""
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else None

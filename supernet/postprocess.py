@@ -1,0 +1,71 @@
+"""From a deployed detector's outputs to detections, in numpy: threshold, best candidates, class-wise NMS.
+
+Uniform matching makes up to 8 positives per object, so duplicates have to be removed.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+MIN_SCORE = 0.05
+MAX_CANDIDATES = 1000
+MAX_IOU = 0.6
+MAX_DETECTIONS = 100
+
+
+class Detections(NamedTuple):
+    """What is seen in one image, best first.
+
+    Attributes:
+        boxes: x1, y1, x2, y2 in input pixels (K, 4).
+        scores: (K,), in (0.05, 1].
+        labels: class indices (K,).
+    """
+
+    boxes: Floats
+    scores: Floats
+    labels: Indices
+
+
+def detect(boxes: Floats, scores: Floats) -> Detections:
+    """Select the detections of one image from boxes (N, 4) and scores (N, classes).
+
+    Score > 0.05, the 1000 best, NMS at IoU 0.6 within each class, the 100 best; among equal scores the lower anchor
+    and class come first.
+    """
+    classes = scores.shape[1]
+    flat = scores.reshape(-1)
+    candidates = np.flatnonzero(flat > MIN_SCORE)
+    candidates = candidates[np.argsort(-flat[candidates], kind="stable")][:MAX_CANDIDATES]
+    found = Detections(boxes[candidates // classes], flat[candidates], candidates % classes)
+    kept = nms(found.boxes, found.labels)[:MAX_DETECTIONS]
+    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
+
+
+def nms(boxes: Floats, labels: Indices) -> Indices:
+    """Return the indices that survive non-maximum suppression within each class; boxes (K, 4) are sorted best first."""
+    alive = np.ones(len(boxes), dtype=bool)
+    for best in range(len(boxes)):
+        if alive[best]:
+            later = slice(best + 1, None)
+            rival = (labels[later] == labels[best]) & (_iou(boxes[best], boxes[later]) > MAX_IOU)
+            alive[later] &= ~rival
+    return np.flatnonzero(alive)
+
+
+def _iou(box: Floats, boxes: Floats) -> Floats:
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared: Floats = np.prod(np.clip(high - low, 0, None), axis=1)
+    union = _area(box) + _area(boxes) - shared
+    iou: Floats = shared / np.maximum(union, np.float32(1e-7))
+    return iou
+
+
+def _area(boxes: Floats) -> Floats:
+    sides: Floats = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None)
+    areas: Floats = sides[..., 0] * sides[..., 1]
+    return areas

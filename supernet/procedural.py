@@ -1,0 +1,300 @@
+"""A detection data set that the product makes itself: textured shapes on textured grounds, in COCO format.
+
+The class of an object is its outline alone: colours and textures of objects and grounds come from the same draw.
+All arithmetic on pixels is on integers, so that a seed gives the same images on every machine.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from supernet.errors import DatasetExists
+
+SHAPES = ("disc", "rectangle", "triangle")
+"""The classes, in the order of their category ids 1, 2, 3."""
+
+RECIPE_VERSION = 1
+"""Raised whenever the same seed would give other images."""
+
+MAX_OBJECTS = 4
+SMALLEST_SHARE, LARGEST_SHARE = 16, 52
+"""Diameter of an object, in percent of the image side."""
+
+MAX_OVERLAP = 0.25
+"""IoU of the bounding boxes of two objects that may cover each other."""
+
+MIN_VISIBLE = 0.6
+"""Share of an object's pixels that later objects leave uncovered."""
+
+MIN_CONTRAST = 90
+"""Sum over the channels of the mean colour difference between an object and the ground behind it."""
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Weights = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object of an image.
+
+    Attributes:
+        category: its class, 1-based.
+        mask: the pixels of its whole outline (size, size), covered ones included.
+        box: x, y, width, height of the outline.
+    """
+
+    category: int
+    mask: Mask
+    box: tuple[int, int, int, int]
+
+
+def make_dataset(
+    folder: Path,
+    *,
+    images: int,
+    size: int,
+    seed: int,
+    held_out: int = 160,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write `images` training and `held_out` validation images with their annotations; return the folder.
+
+    The folder appears at once, complete: `train/` and `val/` (PNG), `annotations/train.json` and `val.json`,
+    `recipe.json`. A folder of the same recipe is kept as it is.
+
+    Args:
+        folder: where to; must not exist, or hold this very data set.
+        images: training images, at least 1.
+        size: side of the square images in pixels, at least 48.
+        seed: decides every pixel; the two splits share none.
+        held_out: validation images, at least 1.
+        progress: told the images made and to make, after each.
+
+    Raises:
+        DatasetExists: the folder holds something else.
+        ValueError: a number is out of range.
+    """
+    if images < 1 or held_out < 1 or size < 48 or seed < 0:
+        raise ValueError(
+            f"images={images}, held_out={held_out}, size={size}, seed={seed}: ask for at least 1 image in each split, "
+            "48 pixels and a seed of 0 or more"
+        )
+    recipe = {"version": RECIPE_VERSION, "images": images, "held_out": held_out, "size": size, "seed": seed}
+    if _holds(folder, recipe):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        _write_splits(partial, recipe, progress)
+        os.sync()
+        partial.chmod(0o755)
+        _publish(partial, folder, recipe)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def draw_image(size: int, rng: np.random.Generator) -> tuple[Pixels, list[Shape]]:
+    """Draw one image (size, size, 3) and list its 1 to 4 objects, all at least 60 % visible."""
+    ground = _texture(size, rng)
+    canvas = ground.copy()
+    shapes: list[Shape] = []
+    wanted = int(rng.integers(1, MAX_OBJECTS + 1))
+    for _ in range(wanted):
+        shape = _place(size, shapes, rng)
+        if shape is not None:
+            shapes.append(shape)
+            canvas[shape.mask] = _contrasting(size, ground, shape.mask, rng)[shape.mask]
+    return _with_noise(canvas, rng), shapes
+
+
+def _holds(folder: Path, recipe: dict[str, int]) -> bool:
+    if not folder.exists():
+        return False
+    stamp = folder / "recipe.json"
+    found = json.loads(stamp.read_text()) if stamp.exists() else None
+    if found != recipe:
+        raise DatasetExists(folder, wanted=recipe, found=found)
+    return True
+
+
+def _publish(partial: Path, folder: Path, recipe: dict[str, int]) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        # Somebody else was faster: fine if it is the same data set.
+        if not _holds(folder, recipe):
+            raise
+
+
+def _write_splits(folder: Path, recipe: dict[str, int], progress: Callable[[int, int], None] | None) -> None:
+    (folder / "annotations").mkdir()
+    splits = {"train": recipe["images"], "val": recipe["held_out"]}
+    done, total = 0, sum(splits.values())
+    for number, (split, count) in enumerate(splits.items()):
+        (folder / split).mkdir()
+        annotations: list[dict[str, Any]] = []
+        for image_id in range(1, count + 1):
+            pixels, shapes = draw_image(recipe["size"], np.random.default_rng((recipe["seed"], number, image_id)))
+            Image.fromarray(pixels).save(folder / split / _file_name(image_id), compress_level=1)
+            annotations += [_annotation(len(annotations) + i, image_id, shape) for i, shape in enumerate(shapes, 1)]
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        text = json.dumps(_coco(split, recipe["size"], count, annotations), sort_keys=True)
+        (folder / "annotations" / f"{split}.json").write_text(text)
+    (folder / "recipe.json").write_text(json.dumps(recipe, sort_keys=True))
+
+
+def _coco(split: str, size: int, count: int, annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "info": {"description": f"procedural shapes, {split}"},
+        "images": [
+            {"id": image_id, "file_name": _file_name(image_id), "width": size, "height": size}
+            for image_id in range(1, count + 1)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": category, "name": name} for category, name in enumerate(SHAPES, start=1)],
+    }
+
+
+def _annotation(number: int, image_id: int, shape: Shape) -> dict[str, Any]:
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": shape.category,
+        "bbox": list(shape.box),
+        "area": int(shape.mask.sum()),
+        "iscrowd": 0,
+    }
+
+
+def _file_name(image_id: int) -> str:
+    return f"{image_id:06d}.png"
+
+
+def _place(size: int, others: list[Shape], rng: np.random.Generator) -> Shape | None:
+    """Try a few places for one more object; None where all would hide too much of another."""
+    for _ in range(12):
+        shape = _outline(size, rng)
+        if shape is not None and _fits(shape, others):
+            return shape
+    return None
+
+
+def _fits(shape: Shape, others: list[Shape]) -> bool:
+    for position, other in enumerate(others):
+        covered = shape.mask.copy()
+        for later in others[position + 1 :]:
+            covered |= later.mask
+        visible = int((other.mask & ~covered).sum())
+        if _box_iou(shape.box, other.box) > MAX_OVERLAP or visible < MIN_VISIBLE * int(other.mask.sum()):
+            return False
+    return True
+
+
+def _outline(size: int, rng: np.random.Generator) -> Shape | None:
+    """Draw one outline at a random place, size and turn; None if it leaves the image."""
+    category = int(rng.integers(1, len(SHAPES) + 1))
+    # The logarithm of the diameter is even: small objects are as frequent as large ones.
+    low, high = math.log(SMALLEST_SHARE), math.log(LARGEST_SHARE)
+    diameter = math.exp(low + (high - low) * int(rng.integers(0, 1001)) / 1000) * size / 100
+    middle = [int(rng.integers(0, size)) for _ in range(2)]
+    turn, squeeze = int(rng.integers(0, 360)), int(rng.integers(60, 101)) / 100
+    points = [
+        (middle[0] + round(x * math.cos(math.radians(turn)) - y * math.sin(math.radians(turn))),
+         middle[1] + round(x * math.sin(math.radians(turn)) + y * math.cos(math.radians(turn))))
+        for x, y in _corners(SHAPES[category - 1], diameter / 2, squeeze)
+    ]  # fmt: skip
+    if any(not 1 <= value < size - 1 for point in points for value in point):
+        return None
+    sheet = Image.new("1", (size, size))
+    ImageDraw.Draw(sheet).polygon(points, fill=1)
+    mask: Mask = np.asarray(sheet, dtype=bool)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    return Shape(category, mask, (left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top))
+
+
+def _corners(name: str, radius: float, squeeze: float) -> list[tuple[float, float]]:
+    """Return the corners around the origin; all three shapes have similar areas at equal radius."""
+    match name:
+        case "disc":
+            sides, start = 40, 0.0
+        case "rectangle":
+            half = radius * 0.85
+            return [(-half, -half * squeeze), (half, -half * squeeze), (half, half * squeeze), (-half, half * squeeze)]
+        case _:
+            sides, start, radius = 3, 90.0, radius * 1.15
+    return [
+        (radius * math.cos(math.radians(start + 360 * i / sides)),
+         radius * squeeze * math.sin(math.radians(start + 360 * i / sides)))
+        for i in range(sides)
+    ]  # fmt: skip
+
+
+def _box_iou(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
+    shared = 1
+    for axis in range(2):
+        low = max(one[axis], other[axis])
+        high = min(one[axis] + one[axis + 2], other[axis] + other[axis + 2])
+        shared *= max(high - low, 0)
+    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+
+
+def _contrasting(size: int, ground: Pixels, mask: Mask, rng: np.random.Generator) -> Pixels:
+    """Draw textures until one differs from the ground under the mask; the last draw stands after ten."""
+    behind = ground[mask].mean(axis=0)
+    for _ in range(10):
+        texture = _texture(size, rng)
+        if np.abs(texture[mask].mean(axis=0) - behind).sum() >= MIN_CONTRAST:
+            break
+    return texture
+
+
+def _texture(size: int, rng: np.random.Generator) -> Pixels:
+    """Draw two near colours and mix them by stripes, checks, dots or clouds: (size, size, 3)."""
+    one = rng.integers(20, 236, size=3).astype(np.int32)
+    other = np.clip(one + rng.integers(-70, 71, size=3), 0, 255).astype(np.int32)
+    weight = _pattern(size, rng)[..., None]
+    texture: Pixels = ((one * 256 + (other - one) * weight) >> 8).astype(np.uint8)
+    return texture
+
+
+def _pattern(size: int, rng: np.random.Generator) -> Weights:
+    """Draw a pattern of weights in 0..255 (size, size)."""
+    rows, columns = np.arange(size, dtype=np.int32)[:, None], np.arange(size, dtype=np.int32)[None]
+    period = int(rng.integers(4, 20))
+    a, b = (int(slope) for slope in rng.integers(-8, 9, size=2))
+    pattern: Weights
+    match int(rng.integers(0, 4)):
+        case 0:
+            pattern = ((rows * a + columns * b) // 8 // period % 2) * 255
+        case 1:
+            pattern = ((rows // period + columns // period) % 2) * 255
+        case 2:
+            down, across = rows % period - period // 2, columns % period - period // 2
+            pattern = ((down * down + across * across) * 9 < period * period).astype(np.int32) * 255
+        case _:
+            coarse = rng.integers(0, 256, size=(int(rng.integers(3, 9)),) * 2).astype(np.uint8)
+            clouds = Image.fromarray(coarse).resize((size, size), Image.Resampling.BILINEAR)
+            pattern = np.asarray(clouds, dtype=np.int32)
+    return pattern
+
+
+def _with_noise(canvas: Pixels, rng: np.random.Generator) -> Pixels:
+    """Add sensor noise of at most 8 grey levels, the same in all channels."""
+    noise = rng.integers(-8, 9, size=(*canvas.shape[:2], 1), dtype=np.int16)
+    noisy: Pixels = np.clip(canvas + noise, 0, 255).astype(np.uint8)
+    return noisy
