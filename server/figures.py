@@ -16,6 +16,11 @@ from plotly.subplots import make_subplots
 BLUE, ORANGE, GREEN, GREY = "#2f7fd1", "#e07b29", "#2ca36b", "#8a8f98"
 """Told apart by colour-blind readers, and legible on light and on dark ground."""
 
+HEAT = ((0.0, "#fff6dd"), (0.5, "#fdbf6b"), (1.0, "#e8683c"))
+"""From cheap to dear; dark text is legible on all of it."""
+
+INK = "#1c2430"
+
 ROW_PX = 26
 """Height of one row of a figure with named rows: a finger on a phone can hit it."""
 
@@ -89,7 +94,7 @@ def latency_heat_map(rows: Iterable[BlockTime]) -> go.Figure:
     figure.update_layout(
         height=panel_px + 90,
         margin={"l": 8, "r": 8, "t": 40, "b": 30},
-        coloraxis={"colorscale": "Viridis", "colorbar": _log_bar(cells)},
+        coloraxis={"colorscale": HEAT, "colorbar": _log_bar(cells)},
     )
     figure.update_xaxes(type="category", title_text="", automargin=True)
     figure.update_yaxes(automargin=True)
@@ -153,9 +158,18 @@ def trail_figure(turns: Sequence[Turn], *, target_ms: float) -> go.Figure:
     figure.update_layout(
         height=ROW_PX * len(rows) + 150,
         margin={"l": 8, "r": 8, "t": 50, "b": 8},
-        legend=_LEGEND,
-        xaxis={"title": {"text": f"latency, ms (target {target_ms:.2f})"}, "rangemode": "tozero", "automargin": True},
-        xaxis2={"title": {"text": "score, %"}, "overlaying": "x", "side": "top", "showgrid": False},
+        showlegend=False,
+        xaxis={
+            "title": {"text": f"latency, ms (dashed: target {target_ms:.2f})", "font": {"color": BLUE}},
+            "rangemode": "tozero",
+            "automargin": True,
+        },
+        xaxis2={
+            "title": {"text": "score, % of the best", "font": {"color": ORANGE}},
+            "overlaying": "x",
+            "side": "top",
+            "showgrid": False,
+        },
     )
     return figure
 
@@ -188,6 +202,7 @@ def _panel(kinds: dict[str, dict[int, list[float]]]) -> go.Heatmap:
         text=[["" if value is None else _ms(value) for value in row] for row in medians],
         customdata=[[None if value is None else 1000 / value for value in row] for row in medians],
         texttemplate="%{text}",
+        textfont={"color": INK},
         hovertemplate="%{y}, %{x} channels<br>%{text} ms, %{customdata:.1f} FPS alone<extra></extra>",
         hoverongaps=False,
         coloraxis="coloraxis",
