@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import nn
+
+from nas.blocks import Block, Kind
+from nas.config import Config
+from supernet.detector import HeatDETR, build_block
+from supernet.export import randomise_statistics
+from supernet.fusing import fuse
+from supernet.layers.head import RawPrediction, decode, score
+from supernet.layers.window_attention import RelativePosition
+from tests.supernet.block_samples import BLOCKS, NANO, random_inputs
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind is not Kind.HEAD], ids=lambda b: b.label)
+def test_fused_computes_what_the_training_form_computes(block: Block) -> None:
+    module = build_block(block)
+    randomise_statistics(module)
+    inputs = random_inputs(block)
+    assert (fuse(module)(*inputs) - module.eval()(*inputs)).abs().max() <= 1e-5
+
+
+def test_fused_head_gives_boxes_and_scores() -> None:
+    block = next(block for block in BLOCKS if block.kind is Kind.HEAD)
+    head = build_block(block)
+    first, second = random_inputs(block)
+    raw = head(first, second)
+    boxes, scores = fuse(head)(first, second)
+    assert torch.equal(boxes, decode(raw.deltas, head.anchors))
+    assert torch.equal(scores, score(raw))
+
+
+@pytest.mark.parametrize("config", [NANO.smallest(), NANO.largest()], ids=["smallest", "largest"])
+def test_fused_detector_gives_the_decoded_prediction(config: Config) -> None:
+    torch.manual_seed(0)
+    detector = HeatDETR(NANO, config)
+    images = torch.rand(2, 3, 192, 192)
+    detector(images)
+    raw = detector.eval()(images)
+    boxes, scores = fuse(detector)(images)
+    assert isinstance(raw, RawPrediction)
+    # Boxes are pixels of a 192 px image: 1e-5 of its side.
+    assert (boxes - decode(raw.deltas, detector.head.anchors)).abs().max() <= 192e-5
+    assert (scores - score(raw)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.label)
+def test_no_training_layer_is_left(block: Block) -> None:
+    deployed = fuse(build_block(block))
+    assert not any(
+        isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | RelativePosition) or layer.training
+        for layer in deployed.modules()
+    )
+    assert not any(parameter.requires_grad for parameter in deployed.parameters())
+
+
+def test_rep_cnn_becomes_one_convolution() -> None:
+    block = next(block for block in BLOCKS if block.kind is Kind.REP_CNN)
+    leaves = [layer for layer in fuse(build_block(block)).modules() if not list(layer.children())]
+    assert [type(layer) for layer in leaves] == [nn.Conv2d, nn.ReLU]
+
+
+def test_the_original_is_left_as_it_was() -> None:
+    module = build_block(BLOCKS[1])
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fuse(module)
+    assert module.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
