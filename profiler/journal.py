@@ -107,9 +107,7 @@ class Journal:
     def claim(self, lease: Lease) -> None:
         """Note the tasks of a new lease."""
         rows = [(task.task_id, task.attempt, lease.lease_id) for task in lease.tasks]
-        self._write(
-            "INSERT OR IGNORE INTO entries (task_id, attempt, lease_id, state) VALUES (?, ?, ?, 'leased')", rows
-        )
+        self._write(_CLAIM, rows)
 
     def keep_result(self, result_id: str, result: Result) -> None:
         """Store a result on disk, synced, ready to be uploaded."""

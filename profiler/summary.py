@@ -28,10 +28,10 @@ def median_interval(samples: Sequence[int], confidence: float) -> tuple[int, int
 
 def _outermost_rank(count: int, confidence: float) -> int:
     """Return the largest r with P(r-th smallest <= median <= r-th largest) >= confidence, 0 if there is none."""
-    tail, rank = 0.0, 0
+    tail, rank = 0, 0  # whole numbers: 2^-count underflows for a thousand samples
     for below in range(count // 2):
-        tail += math.comb(count, below) * 0.5**count
-        if 1 - 2 * tail < confidence:
+        tail += math.comb(count, below)
+        if 1 - 2 * tail / 2**count < confidence:
             break
         rank = below + 1
     return rank

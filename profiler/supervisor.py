@@ -24,6 +24,9 @@ from profiler.wire import FailureClass, Message
 STALL_SECONDS = 120.0
 """A child that takes no other item in hand for so long is killed, and the item timed out."""
 
+START_SECONDS = 120.0
+"""A child that has not found its runtime by then is given up; nothing is said about its items."""
+
 _TICK_SECONDS = 0.2
 _TAIL_BYTES = 1000
 _KILLED = -9
@@ -118,7 +121,7 @@ class ChildMeasurer:
                     case _Silence.ENDED:
                         return child.death()
                     case _Silence.QUIET:
-                        if child.silent_seconds() > self._stall_seconds:
+                        if child.silent_seconds() > (self._stall_seconds if child.is_ready else START_SECONDS):
                             return child.timed_out()
         return None
 
@@ -187,7 +190,15 @@ class _Child:
         return time.monotonic() - self._beaten
 
     def timed_out(self) -> _Death:
-        """Say which item did not come back."""
+        """Say which item did not come back.
+
+        Raises:
+            MeasuringFailed: the process never came up, so no item is to blame.
+        """
+        if not self.is_ready:
+            raise MeasuringFailed(
+                f"the measuring process did not start within {START_SECONDS:.0f} s: is the disk stuck?"
+            )
         _, culprit = self._marker.read()
         message = f"no answer for {self.silent_seconds():.0f} s: the graph hangs, or is far too slow for this device."
         return _Death(culprit, FailureClass.TIMEOUT, message)
