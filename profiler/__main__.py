@@ -63,7 +63,15 @@ def run(
     with ExitStack() as stack:
         stack.callback(reporter.close)
         try:
-            agent = _agent(stack, server, token, device or default_device(), state.expanduser(), max_tasks, reporter)
+            agent = _agent(
+                stack,
+                server,
+                token,
+                device or default_device(socket.gethostname()),
+                state.expanduser(),
+                max_tasks,
+                reporter,
+            )
             agent.run(once=once)
         except KeyboardInterrupt:
             reporter.note("stopped; the lease is given back and nothing measured is lost")
@@ -95,9 +103,9 @@ def measure(
         typer.echo("the interval is wider than asked: other programs may disturb, close them and measure again")
 
 
-def default_device() -> str:
-    """Return the host name as a device name: what is not a letter, digit, dot, dash or underscore becomes a dash."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).strip("-._")[:63]
+def default_device(host: str) -> str:
+    """Return a host name as a device name: what is not a letter, digit, dot, dash or underscore becomes a dash."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", host).strip("-._")[:63]
     return name or "device"
 
 

@@ -49,7 +49,7 @@ class BarReporter:
     def progress(self, done: int, total: int, seconds_left: float | None) -> None:
         """Move the bar; it goes away when all is done."""
         bar = self._bar or self._draw()
-        bar.update(bar.task_ids[0], completed=done, total=total, left=time_left(seconds_left))
+        bar.update(bar.task_ids[0], completed=done, total=total, left=time_left(seconds_left), refresh=True)
         if done == total:
             self.close()
 
@@ -63,8 +63,9 @@ class BarReporter:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415  slow to import
 
         columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
-        self._bar = Progress(*columns, console=self._console, transient=True)
-        self._bar.add_task("measuring", left="")
+        # No refresh of its own: a thread that draws ten times a second would take part in what is being timed.
+        self._bar = Progress(*columns, console=self._console, transient=True, auto_refresh=False)
+        self._bar.add_task("measuring", total=None, left="")
         self._bar.start()
         return self._bar
 

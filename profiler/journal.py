@@ -9,7 +9,7 @@ Whatever moment the power fails at, the result is here, at the server, or in bot
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -167,7 +167,7 @@ class Journal:
         sql = "UPDATE entries SET state = ?, result_id = ?, body = ? WHERE task_id = ? AND attempt = ?"
         self._write(f"{sql} AND state = 'leased'", [row])
 
-    def _write(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
+    def _write(self, sql: str, rows: Iterable[tuple[object, ...]]) -> None:
         try:
             with self._transaction():
                 self._database.executemany(sql, rows)

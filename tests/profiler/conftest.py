@@ -24,7 +24,7 @@ from profiler.wire import (
     Task,
 )
 
-TOKEN = "a-token"
+TOKEN = "-".join(["not", "a", "secret"])
 QUICK = Policy(warmup_runs=3, min_hot_runs=8, max_hot_runs=8)
 
 
@@ -80,6 +80,8 @@ class ProtocolServer:
         self.cancelled: tuple[str, ...] = ()
         self.before: Callable[[str], tuple[int, str] | None] = lambda _: None
         """Called before each request with "METHOD kind"; a (status, body) it returns is the reply."""
+        self.after: Callable[[str], None] = lambda _: None
+        """Called after each request was dealt with, before its reply is sent."""
         self._leases: dict[str, list[str]] = {}
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -187,6 +189,7 @@ class ProtocolServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 2**16  # one packet a reply: two would wait 40 ms for each other
 
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -202,6 +205,7 @@ class ProtocolServer:
                         if scripted
                         else server.answer(self.command, self.path, body)
                     )
+                server.after(kind)
                 return self.reply(status, content)
 
             def reply(self, status: int, content: bytes) -> None:

@@ -113,7 +113,7 @@ def test_patience_ends_with_address_and_next_action() -> None:
     talk = Talk(httpx2.ConnectError("connection refused"), patience_seconds=10)
     with pytest.raises(
         ServerUnreachable,
-        match=r"http://server:8000 \(ConnectError: connection refused\): check that `heatnas serve` runs there.*--server",
+        match=r"http://server:8000 \(ConnectError: connection refused\): check that `heatnas serve` runs.*--server",
     ):
         talk.lease()
     assert sum(talk.waits) <= 10

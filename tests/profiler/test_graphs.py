@@ -1,6 +1,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +88,8 @@ def test_cut_off_graph_is_refused(graph: bytes, cut: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_pass_or_are_refused(content: bytes) -> None:
-    try:
+    with suppress(UnsafeGraph):  # any other exception is a hole in the check
         check_safe(content)
-    except UnsafeGraph as error:
-        assert "graph" in str(error)
 
 
 def store(cache: GraphCache, content: bytes) -> str:

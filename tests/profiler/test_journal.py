@@ -1,11 +1,12 @@
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from profiler.errors import JournalError
 from profiler.identity import result_id
-from profiler.journal import Journal, State
+from profiler.journal import _CLAIM, Journal, State
 from profiler.wire import Execution, Failure, FailureClass, Lease, Policy, Result, Task, Timing
 
 TIMING = Timing(
@@ -159,10 +160,13 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_interrupted_write_is_rolled_back(tmp_path: Path) -> None:
+    def tasks_until_interrupted() -> Iterator[tuple[str, int, str]]:
+        yield "a", 1, "lease-1"
+        raise KeyboardInterrupt
+
     with Journal(tmp_path / "j") as journal:
-        with pytest.raises(KeyboardInterrupt), journal._transaction():
-            journal._database.execute(
-                "INSERT INTO entries (task_id, attempt, lease_id, state) VALUES ('a',1,'l','leased')"
-            )
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            journal._write(_CLAIM, tasks_until_interrupted())
         assert sum(journal.counts().values()) == 0
+        journal.claim(lease("b"))
+        assert journal.counts()[State.LEASED] == 1

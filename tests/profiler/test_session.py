@@ -74,7 +74,7 @@ def test_dynamic_input_is_refused_by_name(model_of: Model) -> None:
 def test_unknown_operator_is_refused(model_of: Model) -> None:
     node = helper.make_node("Frobnicate", ["x"], ["y"])
     model = model_of([node], [value("x", [4])], [value("y", [4])], [])
-    with pytest.raises(UnsupportedGraph, match="ONNX Runtime cannot run this graph: .*Frobnicate"):
+    with pytest.raises(UnsupportedGraph, match=r"ONNX Runtime cannot run this graph: .*Frobnicate"):
         open_session(model, Execution())
 
 

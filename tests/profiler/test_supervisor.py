@@ -113,7 +113,7 @@ def test_hanging_graph_is_timed_out_and_the_others_are_measured(
     group.add("good", graph_of())
     group.add("endless", endless_graph)
     group.add("better", graph_of(size=8))
-    events = group.measure(stall_seconds=2)
+    events = group.measure(stall_seconds=1)
     assert measured(events) == ["better", "good"]
     failure, message = refused(events)["endless"]
     assert failure is FailureClass.TIMEOUT
