@@ -35,7 +35,7 @@ REFERENCE_RUNS = 3
 REFERENCE_PRIMING = 3
 """Readings of the reference before the first round: without them the first rounds had nothing to be judged by."""
 REFERENCE_MAX_NS = 5_000_000
-MAX_REJECTED_ROUNDS = 5
+MAX_REJECTED_ROUNDS = 10
 """A machine that is never quiet is measured as it is after this many repeats; the context says how many there were."""
 
 Clock = Callable[[], int]

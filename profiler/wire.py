@@ -82,7 +82,7 @@ class Execution(Message):
 
 
 class Policy(Message):
-    """When a measurement is good enough (`spec/latency.md` 1.4): it sets effort, not identity."""
+    """When a measurement is good enough: it sets effort, not identity."""
 
     warmup_runs: int = Field(default=5, ge=3)
     hot_runs_per_visit: int = Field(default=4, ge=1)
