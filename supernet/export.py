@@ -186,7 +186,7 @@ class _Bundle(nn.Module):
 def _to_onnx(
     module: nn.Module, inputs: tuple[Any, ...], *, input_names: Sequence[str], output_names: Sequence[str]
 ) -> onnx.ModelProto:
-    with _quiet_exporter(), torch.random.fork_rng(devices=()):
+    with _quiet_exporter():
         program = torch.onnx.export(
             module,
             inputs,

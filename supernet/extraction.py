@@ -55,7 +55,8 @@ def extract(supernet: Supernet, config: Config) -> HeatDETR:
 
     At less than full width the statistics are those of the wide network: estimate them anew before evaluating.
     """
-    subnet = HeatDETR(supernet.space, config).train(supernet.training)
+    with torch.random.fork_rng(devices=()):
+        subnet = HeatDETR(supernet.space, config).train(supernet.training)
     state = supernet.state_dict()
     subnet.load_state_dict({name: cut(state[part.source], part) for name, part in slices(supernet, config).items()})
     return subnet

@@ -26,7 +26,8 @@ def fuse(module: M) -> nn.Module:
     position tables by the bias they expand to, the head by one that gives boxes and scores.
     """
     deployed = copy.deepcopy(module).eval()
-    return _deploy(deployed).requires_grad_(False)
+    with torch.random.fork_rng(devices=()):  # new layers are initialised before they get their weights
+        return _deploy(deployed).requires_grad_(False)
 
 
 def _deploy(module: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
 """The supernet: every slot of the largest config as a mixture of its candidates (paper eq. 8)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,20 +25,16 @@ class Mixture(nn.Module):
     """The candidates of one place, summed by their gates; candidates whose gate is exactly 0 do not run.
 
     Attributes:
-        kinds: the candidates, in the order of the gates.
-        gives: the layout of the output.
+        kinds: the candidates, in the order of the gates; the identity last.
+        gives: the layout of the output: spatial where the identity is a candidate, tokens otherwise.
     """
 
-    def __init__(self, block: Block, kinds: tuple[Kind, ...], *, gives: Layout) -> None:
+    def __init__(self, blocks: Sequence[Block], *, identity: bool) -> None:
         super().__init__()
-        self.block, self.kinds, self.gives = block, kinds, gives
-        self.candidates = nn.ModuleDict(
-            {
-                kind.value: build_block(block.model_copy(update={"kind": kind}))
-                for kind in kinds
-                if kind is not Kind.IDENTITY
-            }
-        )
+        self.blocks = {block.kind: block for block in blocks}
+        self.kinds = (*self.blocks, *([Kind.IDENTITY] if identity else []))
+        self.gives = Layout.SPATIAL if identity else Layout.TOKENS
+        self.candidates = nn.ModuleDict({block.kind.value: build_block(block) for block in blocks})
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
         """Mix the candidates' outputs of x by gates (candidates,)."""
@@ -53,11 +49,9 @@ class Mixture(nn.Module):
     def _output(self, kind: Kind, x: Tensor) -> Tensor:
         if kind is Kind.IDENTITY:
             return x
+        block = self.blocks[kind]
         output: Tensor = self.candidates[kind.value](x)
-        if self.gives is Layout.TOKENS:
-            return output
-        given = self.block.model_copy(update={"kind": kind}).gives
-        return to_spatial(output, given, self.block.height, self.block.width)
+        return output if block.gives is self.gives else to_spatial(output, block.gives, block.height, block.width)
 
 
 class Supernet(nn.Module):
@@ -67,6 +61,7 @@ class Supernet(nn.Module):
         space: the search space it spans.
         sites: the walk over the largest config.
         blocks: a module or a `Mixture` for each site.
+        choices: the candidates of each mixture, by site name.
         logits: r of each mixture (candidates,), apart from the weights.
     """
 
@@ -75,17 +70,20 @@ class Supernet(nn.Module):
         self.space = space
         self.frame = space.largest(image)
         self.sites: tuple[Site, ...] = space.sites(self.frame)
-        self.choices = _choices(space)
         self.blocks = nn.ModuleDict()
         self.logits = nn.ParameterDict()
+        self.choices: dict[str, tuple[Kind, ...]] = {}
+        candidates = _candidates(space, self.frame)
         given = {IMAGE: Layout.SPATIAL}
         for site in self.sites:
-            block = site.block.model_copy(update={"layouts": tuple(given[name] for name in site.inputs)})
-            kinds = self.choices.get(site.name)
-            given[site.name] = Layout.SPATIAL if kinds and Kind.IDENTITY in kinds else block.gives
-            self.blocks[module_key(site.name)] = _module(block, kinds, gives=given[site.name])
-            if kinds:
-                self.logits[module_key(site.name)] = nn.Parameter(torch.zeros(len(kinds)))
+            received = tuple(given[name] for name in site.inputs)
+            blocks = [block.model_copy(update={"layouts": received}) for block in candidates[site.name]]
+            module = _module(site.name, blocks)
+            given[site.name] = module.gives if isinstance(module, Mixture) else blocks[0].gives
+            self.blocks[module_key(site.name)] = module
+            if isinstance(module, Mixture):
+                self.choices[site.name] = module.kinds
+                self.logits[module_key(site.name)] = nn.Parameter(torch.zeros(len(module.kinds)))
 
     def forward(self, images: Tensor, gates: Gates) -> RawPrediction:
         """Predict with the candidates mixed by `gates`; images (B, 3, H, W), RGB in [0, 1]."""
@@ -140,21 +138,27 @@ class Supernet(nn.Module):
         return head
 
 
-def _choices(space: SearchSpace) -> dict[str, tuple[Kind, ...]]:
-    """Return the candidates of each place where a choice stands, by site name."""
-    found: dict[str, tuple[Kind, ...]] = {}
-    for number, stage in enumerate(space.stages, start=1):
-        for slot in range(stage.slots):
-            found[f"stage{number}.slot{slot}"] = (*stage.local_kinds, Kind.IDENTITY)
-        found[f"stage{number}.global"] = stage.global_kinds
-    return found
+def _candidates(space: SearchSpace, frame: Config) -> dict[str, list[Block]]:
+    """Return the blocks that may stand at each site of the frame, found by walking it with each kind in turn."""
+    found: dict[str, dict[Kind, Block]] = {}
+    for turn in range(max(max(len(c.local_kinds), len(c.global_kinds)) for c in space.stages)):
+        config = frame
+        for index, (stage, choices) in enumerate(zip(frame.stages, space.stages, strict=True)):
+            local = choices.local_kinds[turn % len(choices.local_kinds)]
+            closing = choices.global_kinds[turn % len(choices.global_kinds)]
+            turned = {"slots": (local,) * choices.slots, "global_kind": closing}
+            config = config.with_stage(index, stage.model_copy(update=turned))
+        for site in space.sites(config):
+            found.setdefault(site.name, {}).setdefault(site.block.kind, site.block)
+    return {name: list(blocks.values()) for name, blocks in found.items()}
 
 
-def _module(block: Block, kinds: tuple[Kind, ...] | None, *, gives: Layout) -> nn.Module:
-    if kinds:
-        return Mixture(block, kinds, gives=gives)
+def _module(site: str, blocks: list[Block]) -> nn.Module:
+    stage, _, place = site.partition(".")
+    if stage.startswith("stage") and place != "entry":
+        return Mixture(blocks, identity=place != "global")
     # Subnets whose two widths differ need SCM's 3x3 convolution even where the widest do not.
-    return SCM(block, spare=True) if block.kind is Kind.SCM else build_block(block)
+    return SCM(blocks[0], spare=True) if blocks[0].kind is Kind.SCM else build_block(blocks[0])
 
 
 def _noise(count: int, generator: torch.Generator, noise: Noise) -> Tensor:

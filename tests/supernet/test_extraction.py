@@ -1,0 +1,177 @@
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch.func import functional_call
+
+from nas.blocks import Kind
+from nas.config import Config, Stage
+from nas.network import tcm_width
+from nas.space import SearchSpace
+from supernet.detector import HeatDETR
+from supernet.export import randomise_statistics
+from supernet.extraction import cut, extract, group_share, sliced_parameters, slices
+from supernet.supernet import Supernet
+from tests.supernet.block_samples import NANO
+
+IMAGES = torch.rand(2, 3, 192, 192, generator=torch.Generator().manual_seed(5))
+
+
+def _supernet(space: SearchSpace) -> Supernet:
+    torch.manual_seed(0)
+    supernet = Supernet(space)
+    randomise_statistics(supernet)
+    return supernet.eval()
+
+
+SUPERNET = _supernet(NANO)
+
+
+def _configs(*, full_width: bool) -> st.SearchStrategy[Config]:
+    def legal(config: Config) -> bool:
+        return NANO.contains(config)
+
+    stages = [
+        st.builds(
+            Stage,
+            width=st.just(choices.widths[-1]) if full_width else st.sampled_from(choices.widths),
+            slots=st.tuples(*[st.sampled_from((*choices.local_kinds, Kind.IDENTITY))] * choices.slots),
+            global_kind=st.sampled_from(choices.global_kinds),
+        )
+        for choices in NANO.stages
+    ]
+    return st.builds(Config, space=st.just(NANO.id), image=st.just((192, 192)), stages=st.tuples(*stages)).filter(legal)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(_configs(full_width=True))
+def test_a_full_width_subnet_is_the_path_of_the_supernet(config: Config) -> None:
+    with torch.no_grad():
+        path = SUPERNET(IMAGES, SUPERNET.one_hot_gates(config))
+        alone = extract(SUPERNET, config)(IMAGES)
+    for wanted, got in zip(path, alone, strict=True):
+        assert (wanted - got).abs().max() <= 1e-5 * max(1, wanted.abs().max())
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(_configs(full_width=False))
+def test_slices_run_in_place_are_the_extracted_subnet(config: Config) -> None:
+    subnet = extract(SUPERNET, config)
+    assert dict(sliced_parameters(SUPERNET, config)).keys() == dict(subnet.named_parameters()).keys()
+    template = HeatDETR(NANO, config).eval()
+    template.load_state_dict(
+        {name: tensor for name, tensor in subnet.state_dict().items() if "norm." in name}, strict=False
+    )
+    with torch.no_grad():
+        in_place = functional_call(template, sliced_parameters(SUPERNET, config), (IMAGES,))
+        for wanted, got in zip(subnet(IMAGES), in_place, strict=True):
+            assert (wanted - got).abs().max() <= 1e-5 * max(1, wanted.abs().max())
+
+
+def test_training_a_narrow_subnet_teaches_the_supernet() -> None:
+    config = NANO.smallest()
+    supernet = Supernet(NANO)
+    randomise_statistics(supernet)
+    template = HeatDETR(NANO, config)
+    prediction = functional_call(template, sliced_parameters(supernet, config), (IMAGES,))
+    sum(part.square().mean() for part in prediction).backward()
+    stem = supernet.get_parameter("blocks.stem.third.conv.weight").grad
+    assert stem is not None
+    rows = stem.abs().sum((1, 2, 3)) > 0
+    assert int(rows.sum()) == 32  # the kept group of the 64
+    assert supernet.get_parameter("blocks.stage1_slot0.candidates.wmsa.qkv.linear.weight").grad is None
+
+
+def test_extraction_copies() -> None:
+    subnet = extract(SUPERNET, NANO.largest())
+    weight = subnet.get_parameter("blocks.stem.first.conv.weight")
+    assert torch.equal(weight, SUPERNET.get_parameter("blocks.stem.first.conv.weight"))
+    with torch.no_grad():
+        weight.zero_()
+    assert SUPERNET.get_parameter("blocks.stem.first.conv.weight").abs().sum() > 0
+
+
+def test_extraction_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    extract(SUPERNET, NANO.smallest())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_stream_keeps_its_strongest_groups() -> None:
+    supernet = _supernet(NANO)
+    config = NANO.smallest()
+    for name, parameter in supernet.named_parameters():
+        # Everything that adds to stage 3 is strongest in channels 32..63 and weakest in 64..95.
+        writes_stage3 = name.startswith(("blocks.stage3_", "blocks.sam3_", "blocks.scm_down1.project"))
+        if writes_stage3 and name.endswith("norm.weight") and len(parameter) == 96:
+            with torch.no_grad():
+                parameter.fill_(1)
+                parameter[32:64] = 9
+                parameter[64:] = 0.01
+    kept = slices(supernet, config)["blocks.stage3_entry.conv.norm.weight"]
+    assert kept.axes[0] is not None
+    assert kept.axes[0].tolist() == list(range(64))
+    shares = group_share(supernet, 3)
+    assert shares[0] > 2 * shares[1] > 4 * shares[2]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_group_shares_descend_and_sum_to_one(stage: int) -> None:
+    shares = group_share(SUPERNET, stage)
+    assert len(shares) == NANO.stages[stage - 1].widths[-1] // 32
+    assert list(shares) == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_group_shares_are_equal_when_nothing_is_written() -> None:
+    supernet = Supernet(NANO)
+    for parameter in supernet.weight_parameters():
+        torch.nn.init.zeros_(parameter)
+    assert group_share(supernet, 3) == (1 / 3, 1 / 3, 1 / 3)
+
+
+def test_window_attention_loses_whole_heads_and_xca_channels_of_every_head() -> None:
+    config = NANO.smallest()
+    kinds = (Kind.WMSA, Kind.IDENTITY, Kind.IDENTITY)
+    config = config.with_stage(2, config.stages[2].model_copy(update={"slots": kinds}))
+    found = slices(SUPERNET, config)
+    window = found["blocks.stage3_slot0.qkv.linear.weight"].axes[0]
+    assert window is not None
+    assert window.tolist() == list(range(2 * 64))
+    channelwise = found["blocks.stage3_global.qkv.linear.weight"].axes[0]
+    assert channelwise is not None
+    assert channelwise.view(3, 8, 8)[1, 2].tolist() == [96 + 2 * 12 + i for i in range(8)]
+
+
+def test_both_halves_of_t1_are_narrowed_alike() -> None:
+    config = NANO.smallest()
+    wide, narrow = tcm_width(128), tcm_width(64)
+    found = slices(SUPERNET, config)
+    t1 = found["blocks.tcm_project1.linear.linear.weight"].axes[0]
+    assert t1 is not None
+    assert len(t1) == narrow
+    assert int((t1 < wide // 2).sum()) == narrow // 2
+    classify = found["blocks.head.classify.weight"].axes[1]
+    regress = found["blocks.tcm_project2.linear.linear.weight"].axes[1]
+    assert classify is not None
+    assert regress is not None
+    assert torch.equal(classify, t1[: narrow // 2])
+    assert torch.equal(regress, t1[narrow // 2 :] - wide // 2)
+
+
+def test_where_the_widest_stages_agree_narrower_ones_still_get_their_projection() -> None:
+    stages = (*NANO.stages[:1], *(NANO.stages[0].model_copy(update={"slots": 1}),) * 3)
+    space = NANO.model_copy(update={"stages": stages})
+    supernet = _supernet(space)
+    widest = space.largest()
+    with torch.no_grad():
+        path = supernet(IMAGES, supernet.one_hot_gates(widest))
+        for wanted, got in zip(path, extract(supernet, widest)(IMAGES), strict=True):
+            assert torch.equal(wanted, got)
+    narrow = widest.with_stage(0, widest.stages[0].model_copy(update={"width": 32}))
+    narrow = narrow.with_stage(1, narrow.stages[1].model_copy(update={"width": 32}))
+    subnet = extract(supernet, narrow)
+    spare = supernet.get_parameter("blocks.scm_down1.project.conv.weight")
+    part = slices(supernet, narrow)["blocks.scm_down1.project.conv.weight"]
+    assert torch.equal(subnet.get_parameter("blocks.scm_down1.project.conv.weight"), cut(spare, part))
+    assert tuple(subnet(IMAGES).logits.shape) == (2, 144, 3)
