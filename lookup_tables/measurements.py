@@ -1,0 +1,228 @@
+"""Results of agents as append-only records: checked, stored once, restored exactly."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from statistics import median
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, defer
+
+from lookup_tables import models
+from lookup_tables.errors import InvalidMeasurement, MeasurementConflict
+from lookup_tables.samples import pack, unpack
+from nas.blocks import Block
+from profiler.identity import result_id as digest_of
+from profiler.wire import Execution, Result, ResultReceipt, Timing
+
+MEDIAN_TOLERANCE = 1e-3
+"""Share by which a reported median may differ from that of its samples (they are whole nanoseconds)."""
+
+_FALSE = frozenset({"", "0", "false", "no"})
+
+
+def insert_measurement(
+    session: Session,
+    result: Result,
+    *,
+    result_id: str,
+    device: models.Device,
+    item_key: str,
+    block: Block | None,
+    received_at: datetime,
+    late: bool = False,
+) -> ResultReceipt:
+    """Store a result, or find it stored already.
+
+    Args:
+        session: an open writing session; the caller commits.
+        result: what the agent reports.
+        result_id: the agent's id of it.
+        device: where it was measured.
+        item_key: `Block.key`, or `network:<config id>`.
+        block: the block, None for a whole network.
+        received_at: the server's time.
+        late: whether it comes from an older attempt; ignored when the result is stored already.
+
+    Raises:
+        InvalidMeasurement: the result contradicts itself.
+        MeasurementConflict: the id is taken by other content.
+    """
+    check_result(result)
+    result = _in_utc(result)
+    stored = find_receipt(session, result, result_id=result_id)
+    if stored is not None:
+        return stored
+    record = _record(result, result_id, device, item_key, block, received_at, late)
+    try:
+        with session.begin_nested():
+            session.add(record)
+    except IntegrityError:
+        # Another transaction stored the same id since we looked.
+        stored = find_receipt(session, result, result_id=result_id)
+        if stored is None:
+            raise
+        return stored
+    return ResultReceipt(measurement_id=result_id, late=late)
+
+
+def find_receipt(session: Session, result: Result, *, result_id: str) -> ResultReceipt | None:
+    """Return the receipt of a result that is stored already, None when it is new.
+
+    Raises:
+        MeasurementConflict: the id is taken by other content.
+    """
+    stored = session.get(models.Measurement, result_id)
+    if stored is None:
+        return None
+    if stored.digest != digest_of(_in_utc(result)):
+        raise MeasurementConflict(
+            f"measurement {result_id} exists with other content: a measurement never changes, "
+            "send this one under the hash of its own content"
+        )
+    return ResultReceipt(measurement_id=stored.id, late=stored.late)
+
+
+def check_result(result: Result) -> None:
+    """Refuse a result whose numbers contradict each other.
+
+    Raises:
+        InvalidMeasurement: names the value, the rule and what to do.
+    """
+    timing = result.timing
+    for name, samples, reported in (
+        ("hot", timing.hot_ns, timing.hot_ms),
+        ("cold", timing.cold_ns, timing.cold_ms),
+    ):
+        if not samples or min(samples) <= 0:
+            raise InvalidMeasurement(f"{name}_ns holds no runs, or one of no duration: send every timed run")
+        found = median(samples) / 1e6
+        if abs(found - reported) > MEDIAN_TOLERANCE * found:
+            raise InvalidMeasurement(
+                f"{name}_ms says {reported:.6f} but the median of the {len(samples)} samples in {name}_ns is "
+                f"{found:.6f}: send the samples the median was taken of"
+            )
+    if not timing.low_ms <= timing.hot_ms <= timing.high_ms:
+        raise InvalidMeasurement(
+            f"hot_ms {timing.hot_ms:.6f} lies outside its own interval {timing.low_ms:.6f} to {timing.high_ms:.6f}: "
+            "send the interval of that median"
+        )
+
+
+def result_of(record: models.Measurement) -> Result:
+    """Restore the result exactly as it was received, `measured_at` in UTC."""
+    hot_ns, cold_ns = unpack(record.samples)
+    timing = Timing(
+        hot_ns=hot_ns,
+        cold_ns=cold_ns,
+        hot_ms=record.hot_ms,
+        cold_ms=record.cold_ms,
+        low_ms=record.low_ms,
+        high_ms=record.high_ms,
+        confidence=record.confidence,
+        converged=record.converged,
+        outliers=record.outliers,
+        rounds=record.rounds,
+        warmup_runs=record.warmup_runs,
+    )
+    return Result(
+        agent_id=record.agent_id,
+        task_id=record.task_id,
+        attempt=record.attempt,
+        graph_sha256=record.graph_sha256,
+        execution=record.execution,
+        timing=timing,
+        context=record.context,
+        measured_at=record.measured_at.isoformat(),
+    )
+
+
+def is_simulated(result: Result) -> bool:
+    """Tell whether the agent says that nothing was really timed."""
+    flag = result.context.get("simulated")
+    return str(flag).lower() not in _FALSE if isinstance(flag, str) else bool(flag)
+
+
+def runtime_version(device: models.Device, execution: Execution) -> str | None:
+    """Return the version of the runtime the device last described; None when it described none."""
+    described = device.described
+    return None if described is None else described.runtimes.get(execution.runtime)
+
+
+def newest_by_key(
+    session: Session, device: models.Device, execution: Execution, keys: Iterable[str]
+) -> dict[str, models.Measurement]:
+    """Find the newest real measurement of each item with the device's present runtime version; others are absent."""
+    wanted = set(keys)
+    query = (
+        select(models.Measurement)
+        .where(
+            models.Measurement.device_id == device.id,
+            *same_execution(models.Measurement, execution),
+            models.Measurement.simulated.is_(False),
+            models.Measurement.runtime_version.is_not_distinct_from(runtime_version(device, execution)),
+        )
+        .order_by(models.Measurement.received_at, models.Measurement.id)
+        .options(defer(models.Measurement.samples))
+    )
+    return {record.item_key: record for record in session.scalars(query) if record.item_key in wanted}
+
+
+def _in_utc(result: Result) -> Result:
+    return result.model_copy(update={"measured_at": _moment(result.measured_at).isoformat()})
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidMeasurement(f"measured_at {text!r} is no ISO 8601 time: send 2026-01-31T12:00:00+00:00") from error
+    if moment.tzinfo is None:
+        raise InvalidMeasurement(f"measured_at {text!r} has no time zone: send UTC, such as {text}+00:00")
+    return moment.astimezone(UTC)
+
+
+def _record(
+    result: Result,
+    result_id: str,
+    device: models.Device,
+    item_key: str,
+    block: Block | None,
+    received_at: datetime,
+    late: bool,
+) -> models.Measurement:
+    timing, execution = result.timing, result.execution
+    return models.Measurement(
+        id=result_id,
+        digest=digest_of(result),
+        device_id=device.id,
+        agent_id=result.agent_id,
+        task_id=result.task_id,
+        attempt=result.attempt,
+        schema_version=result.schema_version,
+        item_key=item_key,
+        block=None if block is None else block.model_dump(mode="json", exclude_none=True),
+        graph_sha256=result.graph_sha256,
+        **execution.model_dump(),
+        runtime_version=runtime_version(device, execution),
+        **timing.model_dump(exclude={"hot_ns", "cold_ns"}),
+        runs=len(timing.hot_ns) + len(timing.cold_ns),
+        samples=pack(timing.hot_ns, timing.cold_ns),
+        context=result.context,
+        simulated=is_simulated(result),
+        late=late,
+        measured_at=_moment(result.measured_at),
+        received_at=received_at,
+    )
+
+
+def same_execution(
+    model: type[models.Measurement] | type[models.Edition], execution: Execution
+) -> tuple[ColumnElement[bool], ...]:
+    """Write the conditions that a record was run in this way."""
+    return (
+        model.runtime == execution.runtime,
+        model.provider == execution.provider,
+        model.precision == execution.precision,
+        model.threads == execution.threads,
+    )
