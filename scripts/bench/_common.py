@@ -34,14 +34,18 @@ class Options:
     out: Path | None
 
 
-def options(purpose: str) -> Options:
-    """Read the command line; `purpose` is the docstring of the script."""
+def command_line(purpose: str) -> argparse.ArgumentParser:
+    """Return the parser of the options every benchmark takes; `purpose` is the docstring of the script."""
     parser = argparse.ArgumentParser(description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print exactly one JSON object on standard output")
     parser.add_argument("--quick", action="store_true", help="smoke run of a minute, marked as such")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for raw data")
-    chosen = parser.parse_args()
+    return parser
+
+
+def options(chosen: argparse.Namespace) -> Options:
+    """Read the shared options."""
     if chosen.out:
         chosen.out.mkdir(parents=True, exist_ok=True)
     return Options(json=chosen.json, quick=chosen.quick, seed=chosen.seed, out=chosen.out)

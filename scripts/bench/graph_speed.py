@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from time import perf_counter_ns
 
 import torch
-from _common import Options, note, options, report
+from _common import Options, command_line, note, options, report
 
 from nas.macs import gmacs
 from nas.named import named_config
@@ -35,7 +35,7 @@ Network = tuple[bytes, float]
 
 def main() -> None:
     """Export, measure and print."""
-    chosen = options(__doc__)
+    chosen = options(command_line(__doc__).parse_args())
     torch.manual_seed(chosen.seed)
     networks = {OURS: build_ours()}
     rows: dict[str, dict[str, object]] = {}

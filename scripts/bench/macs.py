@@ -9,7 +9,7 @@ Weights are those of the deployed network, without biases. Takes seconds.
 
 from importlib.util import find_spec
 
-from _common import note, options, report
+from _common import command_line, note, options, report
 
 from nas.blocks import Block
 from nas.macs import gmacs, parameters, weight_macs
@@ -25,7 +25,7 @@ COCO_MEAN = 0.846
 
 def main() -> None:
     """Count and print."""
-    chosen = options(__doc__)
+    chosen = options(command_line(__doc__).parse_args())
     results: dict[str, object] = {}
     conventions: dict[str, dict[str, float]] = {"A": {}, "B": {}, "C": {}}
     table: list[list[object]] = [["gmacs", "A", "B", "C", "paper", "params M"]]

@@ -1,0 +1,150 @@
+"""From the results of jobs, as the REST interface gives them, to the answers and figures of a report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nas.blocks import Block
+from nas.budgets import Budget
+from nas.errors import ThinningExhausted
+from nas.exact import fastest
+from nas.importance import Importance
+from nas.latency import LatencyModel
+from nas.quality import AdditiveScore
+from nas.space import SearchSpace
+from nas.thinning import best_path, thin
+from server.figures import BlockTime, Point, Solved, Turn, front_figure, latency_heat_map, trail_figure
+from server.report import Answer, Section, render
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The target FPS that thinning can meet with room for the calibration's margin.
+
+    Attributes:
+        slowest_fps: the supernet's best path; asking for less changes nothing.
+        fastest_fps: where the reductions end.
+    """
+
+    slowest_fps: float
+    fastest_fps: float
+
+    def at(self, share: float) -> float:
+        """Return the target at a share of the way, 0 (slowest) to 1 (fastest)."""
+        return self.slowest_fps + share * (self.fastest_fps - self.slowest_fps)
+
+
+def feasible_range(space: SearchSpace, importance: Importance, latency: LatencyModel) -> Reach:
+    """Thin as far as it goes and tell between which FPS the answers lie."""
+    slowest_ms = latency.bound_ms(space.blocks(best_path(space, importance)))
+    limit_ms = latency.bound_ms(space.blocks(fastest(space, latency).config))
+    score = AdditiveScore.from_importance(space, importance)
+    try:
+        trail = thin(space, latency, importance, score, Budget(latency_ms=limit_ms), stages="all")
+        reached_ms = trail.latency_ms
+    except ThinningExhausted as error:
+        reached_ms = error.reached_ms
+    return Reach(slowest_fps=1000 / slowest_ms, fastest_fps=1000 / (reached_ms * (1 + latency.margin)))
+
+
+def latency_model(rows: Sequence[Json], table: Json) -> LatencyModel:
+    """Rebuild the latency model of a served table edition and its newest calibration."""
+    calibration = table["calibration"]
+    return LatencyModel(
+        {Block.model_validate(row["block"]): row["latency_ms"] for row in rows},
+        overhead_ms=calibration["overhead_ms"],
+        slope=calibration["slope"],
+        margin=calibration["margin"],
+    )
+
+
+def answer_of(result: Json) -> Answer:
+    """Read the row of the answers' table from the result of a thinning job."""
+    last = result["rounds"][-1]
+    return Answer(
+        target_fps=result["target_fps"],
+        predicted_fps=last["predicted_fps"],
+        measured_fps=last.get("measured_fps"),
+        ap50=last.get("ap50"),
+        gmacs=result["gmacs"],
+        config_id=result["config_id"],
+        met=None if last.get("measured_fps") is None else result["status"] == "met",
+        evidence=_evidence(result),
+    )
+
+
+def write_report(path: Path, results: Sequence[Json], *, rows: Sequence[Json], facts: Mapping[str, str]) -> Path:
+    """Write the report of some thinning jobs on one table; return where it is."""
+    sections = [
+        Section(
+            "What blocks cost on this device",
+            "Latency of each kind of block at each width, measured alone, in milliseconds. Empty: not in the space.",
+            latency_heat_map(map(_block_time, rows)),
+        )
+    ]
+    if results:
+        sections += [_front_section(results), _trail_section(results[-1])]
+    stated = {
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "HeatNAS": version("heatnas"),
+        **facts,
+    }
+    text = render(
+        "HeatNAS: detectors at their target FPS", facts=stated, answers=[*map(answer_of, results)], sections=sections
+    )
+    path.write_text(text)
+    return path
+
+
+def _front_section(results: Sequence[Json]) -> Section:
+    return Section(
+        "The Pareto front and the answers",
+        "The line joins the configs that no other beats in both predicted speed and score, by the exact solver. "
+        "A star is the best config for a target, a dot the answer, a diamond the same answer measured whole.",
+        front_figure([_point(point) for point in results[0]["front"]], [_solved(result) for result in results]),
+    )
+
+
+def _trail_section(result: Json) -> Section:
+    turns = [Turn(turn["label"], _point(turn)) for turn in result["trail"]]
+    return Section(
+        f"How {result['target_fps']:.2f} FPS was reached",
+        "Each row is one move of the thinning, from the supernet's best path down to the answer.",
+        trail_figure(turns, target_ms=1000 / result["target_fps"]),
+    )
+
+
+def _solved(result: Json) -> Solved:
+    last = result["rounds"][-1]
+    return Solved(
+        label=f"{result['target_fps']:.1f} FPS",
+        answer=Point(last["predicted_ms"], last["score"]),
+        optimum=_point(result["optimum"]),
+        measured_ms=last.get("measured_ms"),
+    )
+
+
+def _evidence(result: Json) -> dict[str, str]:
+    last = result["rounds"][-1]
+    return {
+        "table edition": str(result["edition"]),
+        "calibration": f"revision {last['calibration_revision']}",
+        "importance from": f"supernet {result['supernet']}",
+        "solver": str(result["solver"]),
+        "gap to the exact optimum": f"{result['gap']:.2f} % of the score",
+        "rounds": str(len(result["rounds"])),
+        "ONNX SHA-256": str(last.get("onnx_sha256") or "not exported"),
+    }
+
+
+def _block_time(row: Json) -> BlockTime:
+    return BlockTime(row["kind"], row["channels_out"], row["height"], row["width"], row["latency_ms"])
+
+
+def _point(point: Json) -> Point:
+    return Point(point["latency_ms"], point["score"])
