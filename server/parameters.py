@@ -1,0 +1,80 @@
+"""What a job is asked to do: one frozen model per job kind, validated once, at submission."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from nas.space import SPACE_NAMES
+from profiler.wire import Execution, Name
+
+Solver = Literal["thin_all_stages", "thin_paper", "exact"]
+Threads = Annotated[int, Field(ge=1, le=256, description="Intra-op threads of the runtime; part of a table's identity.")]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Parameters(BaseModel):
+    """Base of all job parameters: unknown fields are refused, a typing mistake is never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrainParameters(Parameters):
+    """Train a supernet on the procedural data set and read its importance."""
+
+    space: str = Field("heatdetr-nano", description=f"Search space: one of {', '.join(SPACE_NAMES)}.")
+    images: int = Field(1200, ge=8, le=100_000, description="Training images that are drawn.")
+    steps: int = Field(500, ge=1, le=1_000_000, description="Optimiser steps.")
+    seed: Seed = 0
+    noise: Literal["gumbel", "uniform"] = Field(
+        "gumbel", description="Noise on the logits; the paper prints U(0, 1) and calls it Gumbel (eq. 8)."
+    )
+
+
+class ProfileParameters(Parameters):
+    """Measure every block of a space on a device and publish the lookup table."""
+
+    device: Name
+    space: str = "heatdetr-nano"
+    classes: int = Field(3, ge=1, le=10_000)
+    threads: Threads = 1
+    references: int = Field(6, ge=1, le=200, description="Whole networks measured to calibrate sums of blocks.")
+    seed: Seed = 0
+
+    @property
+    def execution(self) -> Execution:
+        """How the graphs are run."""
+        return Execution(threads=self.threads)
+
+
+class ThinParameters(Parameters):
+    """Thin a supernet against one device's table until the target FPS holds; measure the answer there."""
+
+    device: Name
+    supernet: str = Field(min_length=1, max_length=64)
+    target_fps: float = Field(gt=0, description="Frames per second that must be measured on the device.")
+    verify: bool = Field(True, description="Export the answer, measure it whole on the device, correct and repeat.")
+    solver: Solver = "thin_all_stages"
+    threads: Threads = 1
+    edition: str | None = Field(None, description="Table edition to answer from; the newest by default.")
+    max_rounds: int = Field(3, ge=1, le=10, description="Verified rounds before a miss is reported as a miss.")
+
+    @field_validator("target_fps", mode="before")
+    @classmethod
+    def _check(cls, value: object) -> object:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"target_fps {value} is not a finite number: ask for frames per second, such as 25")
+        return value
+
+    @property
+    def execution(self) -> Execution:
+        """How the graphs are run."""
+        return Execution(threads=self.threads)
+
+
+PARAMETERS: dict[str, type[Parameters]] = {
+    "train": TrainParameters,
+    "profile": ProfileParameters,
+    "thin": ThinParameters,
+}
+"""Job kinds and what they take."""
