@@ -130,7 +130,16 @@ class LocalStack:
             ChildDied: it ended instead.
             NotReady: it did not answer in time.
         """
-        command = [_command("heatnas"), "serve", "--data", self.data, "--host", "127.0.0.1", "--port", str(self.port)]
+        command: list[str | Path] = [
+            _command("heatnas"),
+            "serve",
+            "--data",
+            self.data,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
         server = self._start("server", command, {})
         self._wait(server, self._answers)
 
@@ -146,7 +155,7 @@ class LocalStack:
             NotReady: it did not enrol in time.
         """
         state = self.folder / "agent" / device
-        command = [_command("heatnas-agent"), "run", "--device", device, "--state", state]
+        command: list[str | Path] = [_command("heatnas-agent"), "run", "--device", device, "--state", state]
         agent = self._start(
             f"agent-{device}", command, {"HEATNAS_SERVER": through or self.url, "HEATNAS_TOKEN": self.token}
         )
