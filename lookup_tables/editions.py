@@ -114,14 +114,14 @@ def load(session: Session, edition: str) -> LookupTable:
     """
     record = find_edition(session, edition)
     device = session.get_one(models.Device, record.device_id)
-    query = select(models.Row).where(models.Row.edition_id == edition).order_by(models.Row.block_key)
-    rows = [_value(row) for row in session.scalars(query)]
+    rows = map(_value, session.scalars(select(models.Row).where(models.Row.edition_id == edition)))
     content = TableContent(
         device=device.name,
         execution=record.execution,
         runtime_version=record.runtime_version,
         statistic=Statistic(record.statistic),
-        rows=tuple(rows),
+        # Sorted here: the collation of a database may order keys in another way than the id of the content expects.
+        rows=tuple(sorted(rows, key=lambda row: row.block.key)),
     )
     return LookupTable(edition=record.id, content=content, created_at=record.created_at)
 

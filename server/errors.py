@@ -1,0 +1,101 @@
+"""What can go wrong in the service, and what the caller may do about it.
+
+ServerError
+├── UpgradeRequired    an agent or client speaks a protocol this server does not: install the same version
+├── NewerDatabase      the database was written by a newer version: upgrade, or use another data folder
+├── UnknownAgent       no agent of that id: enrol
+├── UnknownTask        no task of that id
+├── LeaseLost          the lease expired, was released or never existed: drop its tasks and lease again
+├── ResultRefused      a result or failure that does not belong to its task
+├── NotAuthenticated   no valid bearer token: send the one of the data folder
+├── UnknownJob         no job of that id
+├── UnknownSupernet    no supernet of that id: train one
+├── UnknownArtifact    the job has no file of that name
+├── JobNotFinished     the job has no result: wait for it, or see why it failed
+├── IdempotencyConflict  the key was used for another request: choose a new one
+├── JobCancelled       the job was cancelled while it worked
+├── ChildFailed        heavy work failed in its child process
+├── TasksFailed        the device could not measure some graphs: see why, mend, submit again
+├── UnknownBlob        nothing is stored under that hash
+└── DamagedBlob        what is stored under a hash has another one: restore the file from a backup
+"""
+
+
+class ServerError(Exception):
+    """Base of every error of the package."""
+
+
+class UpgradeRequired(ServerError):
+    """The other side speaks a protocol version this server does not."""
+
+
+class NewerDatabase(ServerError):
+    """The database has a revision this version does not know."""
+
+
+class UnknownAgent(ServerError):
+    """No agent has this id."""
+
+
+class UnknownTask(ServerError):
+    """No task has this id."""
+
+
+class LeaseLost(ServerError):
+    """The lease does not hold (any more)."""
+
+
+class ResultRefused(ServerError):
+    """A result or failure does not belong to its task: other device, graph, execution or attempt."""
+
+
+class UnknownBlob(ServerError):
+    """The blob store holds nothing under this hash."""
+
+
+class DamagedBlob(ServerError):
+    """A stored file does not have the hash it is stored under."""
+
+
+class NotAuthenticated(ServerError):
+    """The request carries no valid bearer token."""
+
+
+class UnknownJob(ServerError):
+    """No job has this id."""
+
+
+class UnknownSupernet(ServerError):
+    """No supernet has this id."""
+
+
+class UnknownArtifact(ServerError):
+    """The job has no file of this name."""
+
+
+class JobNotFinished(ServerError):
+    """The job has no result."""
+
+
+class IdempotencyConflict(ServerError):
+    """An idempotency key was used for two different requests."""
+
+
+class JobCancelled(ServerError):
+    """The job was cancelled while it worked."""
+
+
+class ChildFailed(ServerError):
+    """Heavy work failed in its child process.
+
+    Attributes:
+        kind: class name of the error there.
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+class TasksFailed(ServerError):
+    """A device could not measure some of the graphs a job needs."""
