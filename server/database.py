@@ -3,7 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from lookup_tables.connection import UtcDateTime, make_engine, reading, writing
@@ -96,7 +96,7 @@ class Graph(Base):
 
     key: Mapped[str] = mapped_column(primary_key=True)
     sha256: Mapped[str] = mapped_column(index=True)
-    bytes: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
     label: Mapped[str]
     parity: Mapped[Json]
     created_at: Mapped[datetime]
@@ -128,7 +128,7 @@ class Task(Base):
     label: Mapped[str]
     block: Mapped[Json | None]
     graph_sha256: Mapped[str]
-    graph_bytes: Mapped[int]
+    graph_bytes: Mapped[int] = mapped_column(BigInteger)
     execution: Mapped[Json]
     policy: Mapped[Json]
     state: Mapped[str] = mapped_column(default=TaskState.PENDING)
@@ -199,7 +199,7 @@ class Artifact(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     sha256: Mapped[str] = mapped_column(index=True)
-    bytes: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
     media_type: Mapped[str]
     created_at: Mapped[datetime]
 
