@@ -6,7 +6,7 @@ from nas.blocks import Block
 from nas.macs import MLP_RATIO
 from supernet.layers.axes import Axis
 from supernet.layers.conv_bn import ConvBN
-from supernet.layers.layout import first_spatial, first_tokens, to_spatial, to_tokens
+from supernet.layers.layout import first_rows, first_spatial, to_rows, to_spatial
 from supernet.layers.linear_bn import LinearBN
 from supernet.layers.mlp import make_activation
 
@@ -19,10 +19,10 @@ class DoubleUp(nn.Module):
         self.height, self.width = height, width
         self.expand = LinearBN(channels, 4 * channels, reads=Axis.SECOND_IN, writes=Axis.OUT_SUBPIXELS)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Take tokens (B, h*w, C), return (B, C, 2h, 2w)."""
-        x: Tensor = self.expand(tokens)
-        x = x.view(x.shape[0], self.height, self.width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    def forward(self, rows: Tensor) -> Tensor:
+        """Take rows (B*h*w, C), return (B, C, 2h, 2w)."""
+        x: Tensor = self.expand(rows)
+        x = x.view(-1, self.height, self.width, x.shape[1] // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
         return x.reshape(x.shape[0], x.shape[1], 2 * self.height, 2 * self.width)
 
 
@@ -39,7 +39,7 @@ class SAM(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """Merge the fine map (H, W) with the coarse one (H/2, W/2)."""
         fine = self.activation(self.align(first_spatial(low, self.block)))
-        y: Tensor = fine + self.up(to_tokens(high, self.block.layouts[1]))
+        y: Tensor = fine + self.up(to_rows(high, self.block.layouts[1]))
         return y
 
 
@@ -85,7 +85,7 @@ class Up(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Add the up-sampled coarse map to the fine one."""
-        y: Tensor = first_spatial(fine, self.block) + self.up(to_tokens(coarse, self.block.layouts[1]))
+        y: Tensor = first_spatial(fine, self.block) + self.up(to_rows(coarse, self.block.layouts[1]))
         return y
 
 
@@ -100,8 +100,8 @@ class Project(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, C_out)."""
-        y: Tensor = self.activation(self.linear(first_tokens(x, self.block)))
-        return y
+        y: Tensor = self.activation(self.linear(first_rows(x, self.block)))
+        return y.view(-1, self.block.tokens, y.shape[1])
 
 
 class SplitProject(nn.Module):
@@ -116,5 +116,5 @@ class SplitProject(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, C_out)."""
-        y: Tensor = self.activation(self.linear(first_tokens(x, self.block)[..., self.middle :]))
-        return y
+        y: Tensor = self.activation(self.linear(first_rows(x, self.block)[:, self.middle :]))
+        return y.view(-1, self.block.tokens, y.shape[1])

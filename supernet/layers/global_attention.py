@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from nas.blocks import HEAD_WIDTH, XCA_HEADS, Activation, Block, Layout
 from supernet.layers.axes import Axis
 from supernet.layers.conv_bn import ConvBN
-from supernet.layers.layout import first_tokens
+from supernet.layers.layout import first_rows, to_rows
 from supernet.layers.linear_bn import ChannelLinearBN, LinearBN
 from supernet.layers.mlp import MLP, make_activation
 
-NORM_FLOOR = 1e-6
-"""Least L2 norm of a channel, so that an all-zero map gives zeros and no NaN."""
+NORM_FLOOR = 1e-3
+"""Least root mean square of a channel over the tokens: an all-zero map gives zeros and no NaN, in float16 too."""
 
 
 class XCA(nn.Module):
@@ -40,13 +40,14 @@ class XCA(nn.Module):
         x = x.transpose(1, 2) if self.block.layouts[0] is Layout.TOKENS else x.flatten(2)
         x = x + self.proj(self.attend(self.qkv(x)))
         spatial = x.view(*x.shape[:2], self.block.height, self.block.width)
-        tokens = (spatial + self.lpi(spatial)).flatten(2).transpose(1, 2)
-        y: Tensor = tokens + self.mlp(tokens)
-        return y
+        rows: Tensor = to_rows(spatial + self.lpi(spatial), Layout.SPATIAL)
+        rows = rows + self.mlp(rows)
+        return rows.view(x.shape[0], self.block.tokens, -1)
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Attend between channels: (B, 3 * C, N) -> (B, C, N)."""
-        query, key, value = qkv.view(qkv.shape[0], 3, XCA_HEADS, -1, qkv.shape[2]).unbind(1)
+        heads = qkv.view(qkv.shape[0], 3 * XCA_HEADS, -1, qkv.shape[2])
+        query, key, value = torch.split(heads, XCA_HEADS, dim=1)
         # Squares and a sum: ONNX Runtime's ReduceL2 takes three times as long.
         norms = [(part * part).sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt() for part in (query, key)]
         scores = query @ key.transpose(-2, -1) * (self.temperature / norms[0]) / norms[1].transpose(-2, -1)
@@ -91,33 +92,38 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, C)."""
-        x = first_tokens(x, self.block)
+        x = first_rows(x, self.block)
         mixed, weights = self.attend(self.qkv(x))
         x = x + self.proj(mixed)
         kept = self.block.kept_tokens
         if kept is None or kept == self.block.tokens:
-            y: Tensor = x + self.mlp(x)
-            return y
+            x = x + self.mlp(x)
+            return x.view(-1, self.block.tokens, x.shape[1])
         # Two means of one axis each: ONNX Runtime takes ten times as long for both axes at once.
         return self._sparse_mlp(x, received=weights.mean(dim=2).mean(dim=1), kept=kept)
 
     def attend(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mixed values (B, N, C) and the attention weights (B, heads, N, N): query, key."""
-        batch, tokens, _ = qkv.shape
-        query, key, value = torch.split(qkv.view(batch, tokens, self.heads, -1).transpose(1, 2), HEAD_WIDTH, dim=-1)
+        """Return the mixed values (B*N, C) and the attention weights (B, heads, N, N): query, key."""
+        parts = qkv.view(-1, self.block.tokens, self.heads, 3 * HEAD_WIDTH).transpose(1, 2)
+        query, key, value = torch.split(parts, HEAD_WIDTH, dim=-1)
         weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
-        return (weights @ value).transpose(1, 2).flatten(2), weights
+        return (weights @ value).transpose(1, 2).reshape(-1, self.heads * HEAD_WIDTH), weights
 
     def _sparse_mlp(self, x: Tensor, *, received: Tensor, kept: int) -> Tensor:
         """Run the MLP on the `kept` tokens with the highest received attention (B, N), all in one dense tensor."""
-        order = received.topk(self.block.tokens, dim=1).indices
-        best, rest = torch.split(_take(x, order), [kept, self.block.tokens - kept], dim=1)
-        mixed = torch.cat((best + self.mlp(best), rest), dim=1)
+        tokens = self.block.tokens
+        order = received.topk(tokens, dim=1).indices
+        ordered = _take(x, order).view(-1, tokens, x.shape[1])
+        best, rest = torch.split(ordered, [kept, tokens - kept], dim=1)
+        rows = best.reshape(-1, x.shape[1])
+        mixed = torch.cat(((rows + self.mlp(rows)).view(best.shape), rest), dim=1)
         # Top-k of the negated order sorts it: the inverse permutation, without a scatter.
-        return _take(mixed, (-order).topk(self.block.tokens, dim=1).indices)
+        back = (-order).topk(tokens, dim=1).indices
+        return _take(mixed.flatten(0, 1), back).view(mixed.shape)
 
 
-def _take(x: Tensor, order: Tensor) -> Tensor:
-    """Reorder the tokens of each map: x (B, N, C) by order (B, N), whole rows at a time."""
-    first_rows = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (order + first_rows).flatten()).view(x.shape)
+def _take(rows: Tensor, order: Tensor) -> Tensor:
+    """Reorder the rows (B*N, C) of each map by order (B, N)."""
+    batch, tokens = order.shape
+    starts = torch.arange(batch, device=rows.device)[:, None] * tokens
+    return rows.index_select(0, (order + starts).flatten())

@@ -9,7 +9,7 @@ from supernet.layers.axes import NORM_TENSORS, Axis
 
 
 class LinearBN(nn.Module):
-    """BN(x W^T) on tokens (B, N, C_in) -> (B, N, C_out), times a constant per output channel if one is given.
+    """BN(x W^T) on rows (B*N, C_in) -> (B*N, C_out), times a constant per output channel if one is given.
 
     Attributes:
         reads: what the input channels stand for.
@@ -40,7 +40,7 @@ class LinearBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel over batch and tokens."""
-        y: Tensor = self.norm(self.linear(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        y: Tensor = self.norm(self.linear(x))
         return y if self.row_scale is None else y * self.row_scale
 
     def channel_axes(self) -> dict[str, tuple[Axis, ...]]:

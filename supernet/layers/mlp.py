@@ -25,7 +25,7 @@ def make_activation(activation: Activation | None) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """LinearBN to 4C, activation, LinearBN back, on tokens (B, N, C); the caller adds the residual."""
+    """LinearBN to 4C, activation, LinearBN back, on rows (B*N, C); the caller adds the residual."""
 
     def __init__(self, channels: int, activation: Activation | None) -> None:
         super().__init__()

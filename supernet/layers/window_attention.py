@@ -7,7 +7,7 @@ from torch.nn import functional
 from nas.blocks import HEAD_WIDTH, WINDOW, Block
 from nas.macs import shift_padding
 from supernet.layers.axes import Axis
-from supernet.layers.layout import first_tokens
+from supernet.layers.layout import first_rows
 from supernet.layers.linear_bn import LinearBN
 from supernet.layers.mlp import MLP
 
@@ -45,13 +45,13 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, H*W, C)."""
-        x = first_tokens(x, self.block)
+        x = first_rows(x, self.block)
         x = x + self.proj(self.attend(self.qkv(x)))
-        y: Tensor = x + self.mlp(x)
-        return y
+        x = x + self.mlp(x)
+        return x.view(-1, self.block.tokens, x.shape[1])
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Attend within windows: (B, H*W, heads * (16 + 16 + 32)) -> (B, H*W, heads * 32)."""
+        """Attend within windows: (B*H*W, heads * (16 + 16 + 32)) -> (B*H*W, heads * 32)."""
         parts = self.windows.cut(qkv, self.heads)
         query, key, value = torch.split(parts, [KEY_WIDTH, KEY_WIDTH, HEAD_WIDTH], dim=-1)
         scores = query @ key.transpose(-2, -1) + self.position()
@@ -117,25 +117,25 @@ class _Windows:
         """Return the bias (1, windows, 1, 1, 49) that hides padded keys, or None without padding."""
         if not self.padded:
             return None
-        return self.cut(torch.zeros(1, self.height * self.width, 1), 1, fill=MASKED).transpose(-2, -1)
+        return self.cut(torch.zeros(self.height * self.width, 1), 1, fill=MASKED).transpose(-2, -1)
 
     def cut(self, x: Tensor, heads: int, *, fill: float = 0.0) -> Tensor:
-        """Cut (B, H*W, heads * c) into (B, windows, heads, 49, c)."""
-        batch = x.shape[0]
-        x = x.view(batch, self.height, self.width, -1)
+        """Cut rows (B*H*W, heads * c) into (B, windows, heads, 49, c)."""
+        x = x.view(-1, self.height, self.width, x.shape[1])
         if self.padded:
             x = functional.pad(x, (0, 0, self.before, self.right, self.before, self.below), value=fill)
+        batch = x.shape[0]
         x = x.view(batch, self.rows, WINDOW, self.columns, WINDOW, heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
         return x.reshape(batch, self.rows * self.columns, heads, WINDOW**2, -1)
 
     def merge(self, x: Tensor) -> Tensor:
-        """Merge (B, windows, heads, 49, c) into (B, H*W, heads * c), leaving the padding out."""
+        """Merge (B, windows, heads, 49, c) into rows (B*H*W, heads * c), leaving the padding out."""
         heads, channels = x.shape[2], x.shape[4]
         x = x.view(-1, self.rows, self.columns, heads, WINDOW, WINDOW, channels).permute(0, 1, 4, 2, 5, 3, 6)
         x = x.reshape(-1, self.rows * WINDOW, self.columns * WINDOW, heads * channels)
         if self.padded:
             x = x[:, self.before : self.before + self.height, self.before : self.before + self.width]
-        return x.reshape(-1, self.height * self.width, heads * channels)
+        return x.reshape(-1, heads * channels)
 
 
 def _offsets() -> Tensor:

@@ -102,7 +102,8 @@ def test_shift_by_padding_is_the_cyclic_shift_with_the_mask_of_swin(height: int,
     module = build_block(block)
     assert isinstance(module, WindowAttention)
     qkv = torch.randn(2, height * width, 128, generator=torch.Generator().manual_seed(0))
-    assert (module.attend(qkv) - _swin(qkv, height, width, module.position())).abs().max() <= 1e-6
+    got = module.attend(qkv.flatten(0, 1)).view(2, height * width, 64)
+    assert (got - _swin(qkv, height, width, module.position())).abs().max() <= 1e-6
 
 
 def test_padded_keys_get_no_attention_and_the_batch_does_not_mix() -> None:
@@ -112,7 +113,7 @@ def test_padded_keys_get_no_attention_and_the_batch_does_not_mix() -> None:
     qkv = torch.zeros(2, 27, 64)
     qkv[..., 32:] = torch.arange(54.0).view(2, 27, 1)
     nn.init.zeros_(module.position.table)
-    mean = module.attend(qkv).view(2, 3, 9, 32)
+    mean = module.attend(qkv.flatten(0, 1)).view(2, 3, 9, 32)
     values = torch.arange(54.0).view(2, 3, 9)
     left, right = (part.mean((1, 2), keepdim=True)[:, 0] for part in (values[..., :7], values[..., 7:]))
     expected = torch.cat((left.expand(2, 7), right.expand(2, 2)), 1)
@@ -161,7 +162,7 @@ def test_sparse_attention_keeps_the_tokens_that_receive_most() -> None:
     randomise_statistics(module)
     module.eval()
     (x,) = random_inputs(SPARSE)
-    mixed, weights = module.attend(module.qkv(x))
+    mixed, weights = module.attend(module.qkv(x[0]))
     before = x + module.proj(mixed)
     received = weights.mean((1, 2))[0]
     changed = (module(x) - before)[0].abs().amax(1) > 1e-6
