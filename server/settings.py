@@ -1,5 +1,6 @@
 """The environment of the server: where its data lies, where it listens, what agents are told."""
 
+import os
 from pathlib import Path
 
 from pydantic import Field
@@ -17,6 +18,7 @@ class Settings(BaseSettings):
         poll_seconds: how long a request for work may wait for some.
         max_graph_bytes: largest graph an agent is asked to run.
         export_processes: child processes that export graphs at the same time.
+        train_threads: compute threads of a training.
     """
 
     model_config = SettingsConfigDict(env_prefix="HEATNAS_", frozen=True, extra="ignore")
@@ -28,6 +30,7 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(20, ge=0, le=50)
     max_graph_bytes: int = Field(512 * 2**20, gt=0)
     export_processes: int = Field(2, ge=1, le=64)
+    train_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
 
     @property
     def database_url(self) -> str:

@@ -45,25 +45,6 @@ def every_config(space: SearchSpace) -> list[Config]:
     return [config for config in configs if space.contains(config)]
 
 
-def random_config(space: SearchSpace, rng: np.random.Generator) -> Config:
-    """Draw a legal config: widths that do not fall, any slots with one block left, any closing block."""
-    while True:
-        stages = []
-        for choices in space.stages:
-            kinds = rng.choice([Kind.IDENTITY, *choices.local_kinds], size=choices.slots)
-            stages.append(
-                Stage(
-                    width=int(rng.choice(choices.widths)),
-                    slots=tuple(Kind(kind) for kind in kinds),
-                    global_kind=Kind(rng.choice(choices.global_kinds)),
-                )
-            )
-        image = space.images[int(rng.integers(len(space.images)))]
-        config = Config(space=space.id, image=image, stages=tuple(stages))
-        if space.contains(config):
-            return config
-
-
 def planted_importance(space: SearchSpace, seed: int) -> Importance:
     rng = np.random.default_rng(seed)
     stages = []

@@ -9,8 +9,9 @@ from nas.errors import BudgetUnreachable, MissingBlocks
 from nas.exact import fastest, front, optimum
 from nas.latency import LatencyModel
 from nas.quality import AdditiveScore
+from nas.sampling import random_config
 from nas.space import SearchSpace, named_space
-from tests.planted_space import planted_importance, planted_latency, random_config
+from tests.planted_space import planted_importance, planted_latency
 
 
 @settings(max_examples=15, deadline=None)

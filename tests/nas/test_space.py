@@ -8,8 +8,8 @@ from nas.blocks import Block, Kind
 from nas.config import Config
 from nas.errors import InvalidConfig, UnknownSpace
 from nas.macs import gmacs
+from nas.sampling import random_config
 from nas.space import SPACE_NAMES, Move, SearchSpace, StageChoices, named_space
-from tests.planted_space import random_config
 
 SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES}
 BLOCKS = {name: frozenset(space.all_blocks()) for name, space in SPACES.items()}

@@ -1,0 +1,26 @@
+"""Random configs of a space: for references, baselines and tests."""
+
+import numpy as np
+
+from nas.blocks import Kind
+from nas.config import Config, Stage
+from nas.space import SearchSpace, StageChoices
+
+
+def random_config(space: SearchSpace, rng: np.random.Generator, *, image: tuple[int, int] | None = None) -> Config:
+    """Draw a legal config: any kinds with at least one block a stage, widths that do not fall, any closing block."""
+    size = image or space.images[int(rng.integers(len(space.images)))]
+    while True:
+        first, second, third, fourth = (_random_stage(choices, rng) for choices in space.stages)
+        config = Config(space=space.id, image=size, stages=(first, second, third, fourth))
+        if space.contains(config):
+            return config
+
+
+def _random_stage(choices: StageChoices, rng: np.random.Generator) -> Stage:
+    kinds = (Kind.IDENTITY, *choices.local_kinds)
+    return Stage(
+        width=int(rng.choice(choices.widths)),
+        slots=tuple(kinds[int(index)] for index in rng.integers(len(kinds), size=choices.slots)),
+        global_kind=choices.global_kinds[int(rng.integers(len(choices.global_kinds)))],
+    )

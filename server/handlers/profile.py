@@ -1,0 +1,131 @@
+"""Job kind `profile`: every block of a space timed on a device, published as an edition and calibrated."""
+
+from typing import Any
+
+import numpy as np
+
+from lookup_tables.calibration import Point, fit
+from nas.config import Config
+from nas.macs import gmacs
+from nas.sampling import random_config
+from nas.space import SearchSpace, named_space
+from profiler.wire import Policy
+from server.context import Context
+from server.graphs import block_item, export_blocks, export_references, find_graphs, network_item, network_key
+from server.parameters import ProfileParameters
+
+Json = dict[str, Any]
+
+EXPORTED = 0.4
+"""Share of the job that exporting makes up, the rest is measuring."""
+
+DRAWN_PER_REFERENCE = 8
+"""Random configs drawn for each reference that is kept: the kept ones are spread evenly over their MACs."""
+
+
+def profile(context: Context, parameters: ProfileParameters) -> Json:
+    """Measure what the device lacks, publish the table and calibrate it on reference networks."""
+    space = named_space(parameters.space, classes=parameters.classes)
+    references = reference_configs(space, parameters.references, seed=parameters.seed)
+    context.tables.device(parameters.device)
+    plan = context.step("plan", lambda: _plan(context, parameters, space))
+    context.step("export", lambda: _export(context, parameters, space, references, plan))
+    measured = context.step("measure", lambda: _measure(context, parameters, space, references, plan))
+    edition = context.step("publish", lambda: _publish(context, parameters, space))
+    calibration = context.step("calibrate", lambda: _calibrate(context, space, references, edition, measured))
+    return {"edition": edition, "device": parameters.device, "space": space.name, "rows": len(space.all_blocks()), **calibration}
+
+
+def reference_configs(space: SearchSpace, count: int, *, seed: int) -> tuple[Config, ...]:
+    """Choose networks to measure whole: the largest, the smallest, and random ones spread over the MACs between."""
+    rng = np.random.default_rng(seed)
+    chosen = {config.id: config for config in (space.largest(), space.smallest())[:count]}
+    drawn = [random_config(space, rng) for _ in range(DRAWN_PER_REFERENCE * max(count - 2, 0))]
+    drawn.sort(key=lambda config: gmacs(space.blocks(config)))
+    for index in range(count - 2):
+        config = drawn[DRAWN_PER_REFERENCE * index + DRAWN_PER_REFERENCE // 2]
+        chosen.setdefault(config.id, config)
+    return tuple(chosen.values())
+
+
+def _plan(context: Context, parameters: ProfileParameters, space: SearchSpace) -> list[str]:
+    """Return the keys of the blocks to measure: those the device has no measurement of."""
+    blocks = space.all_blocks()
+    missing = context.tables.unmeasured(parameters.device, parameters.execution, blocks)
+    context.tell(
+        "plan",
+        f"{len(missing)} of {len(blocks)} blocks of {space.name} and {parameters.references} reference networks to measure",
+    )
+    return [block.key for block in missing]
+
+
+def _export(
+    context: Context, parameters: ProfileParameters, space: SearchSpace, references: tuple[Config, ...], plan: list[str]
+) -> int:
+    wanted = set(plan)
+    blocks = [block for block in space.all_blocks() if block.key in wanted]
+
+    def tell(what: str, first: float, last: float) -> Any:  # noqa: ANN401
+        def step(done: int, total: int) -> None:
+            context.progress(EXPORTED * (first + (last - first) * done / total))
+            if done == total or done % max(total // 4, 1) == 0:
+                context.tell("exporting", f"{done} of {total} {what} exported")
+
+        return step
+
+    export_blocks(context, blocks, tell=tell("blocks", 0, 0.6))
+    export_references(context, space, references, seed=parameters.seed, tell=tell("reference networks", 0.6, 1))
+    return len(blocks) + len(references)
+
+
+def _measure(
+    context: Context, parameters: ProfileParameters, space: SearchSpace, references: tuple[Config, ...], plan: list[str]
+) -> dict[str, str]:
+    policy, execution, wanted = Policy(), parameters.execution, set(plan)
+    blocks = [block for block in space.all_blocks() if block.key in wanted]
+    graphs = find_graphs(context, [*wanted, *map(network_key, references)])
+    items = [block_item(block, graphs[block.key], execution, policy) for block in blocks]
+    for config in references:
+        graph = graphs[network_key(config)]
+        items.append(network_item(config, graph.sha256, graph.bytes, execution, policy))
+    return context.measure(parameters.device, items, share=(EXPORTED, 0.98))
+
+
+def _publish(context: Context, parameters: ProfileParameters, space: SearchSpace) -> str:
+    edition = context.tables.publish(
+        parameters.device, parameters.execution, space.all_blocks(), now=context.now()
+    )
+    context.tell("published", f"table edition {edition}", {"edition": edition})
+    return edition
+
+
+def _calibrate(
+    context: Context, space: SearchSpace, references: tuple[Config, ...], edition: str, measured: dict[str, str]
+) -> Json:
+    """Fit revision 1 on the references, unless the edition is calibrated already: corrections are not thrown away."""
+    known = context.tables.calibrations(edition)
+    if known:
+        calibration = known[-1]
+    else:
+        table = context.tables.load(edition)
+        points = [
+            Point(
+                label=config.id,
+                sum_ms=sum(table[block] for block in space.blocks(config)),
+                measured_ms=context.measured_ms(measured[network_key(config)]),
+                measurement=measured[network_key(config)],
+            )
+            for config in references
+        ]
+        calibration = fit(points)
+        context.tables.add_calibration(edition, calibration, now=context.now())
+    context.tell(
+        "calibrated",
+        f"whole networks take {calibration.slope:.3f} times the sum of their blocks, within {100 * calibration.margin:.1f} %",
+    )
+    return {
+        "calibration_revision": calibration.revision,
+        "slope": calibration.slope,
+        "margin": calibration.margin,
+        "reference_error_percent": calibration.mape_percent,
+    }
