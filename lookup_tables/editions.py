@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from lookup_tables import models
 from lookup_tables.devices import find_device
 from lookup_tables.errors import NotPublishable, UnknownEdition, UnknownMeasurement, UnmeasuredBlocks, shown
-from lookup_tables.measurements import newest_by_key, runtime_version, same_execution
+from lookup_tables.measurements import newest_by_key, present_version, same_execution
 from lookup_tables.table import LookupTable, Statistic, TableContent, TableRow, latency_ms, statistic_for
 from nas.blocks import Block
 from profiler.wire import Execution
@@ -42,7 +42,7 @@ def publish_blocks(
             missing, device=device.name, command=f"heatnas profile --device {device.name} --threads {execution.threads}"
         )
     rows = [_row(wanted[key], record) for key, record in found.items()]
-    return _publish(session, device, execution, runtime_version(device, execution), rows, now)
+    return _publish(session, device, execution, present_version(device, execution), rows, now)
 
 
 def publish_records(
@@ -69,7 +69,7 @@ def publish_records(
     return _publish(session, device, execution, records[0].runtime_version if records else None, rows, now)
 
 
-def insert_content(session: Session, content: TableContent, device: models.Device, *, now: datetime) -> str:
+def _insert_content(session: Session, content: TableContent, device: models.Device, *, now: datetime) -> str:
     """Store an edition unless it is there already; return its id."""
     if session.get(models.Edition, content.id) is not None:
         return content.id
@@ -200,7 +200,7 @@ def _publish(
 ) -> str:
     if not rows:
         raise NotPublishable("a table needs at least one row: name the blocks it is to hold")
-    return insert_content(session, TableContent.of(device.name, execution, version, rows), device, now=now)
+    return _insert_content(session, TableContent.of(device.name, execution, version, rows), device, now=now)
 
 
 def _row(block: Block, record: models.Measurement) -> TableRow:

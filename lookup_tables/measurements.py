@@ -29,6 +29,7 @@ def insert_measurement(
     device: models.Device,
     item_key: str,
     block: Block | None,
+    runtime_version: str | None,
     received_at: datetime,
     late: bool = False,
 ) -> ResultReceipt:
@@ -41,6 +42,7 @@ def insert_measurement(
         device: where it was measured.
         item_key: `Block.key`, or `network:<config id>`.
         block: the block, None for a whole network.
+        runtime_version: of the runtime it was measured with, where known.
         received_at: the server's time.
         late: whether it comes from an older attempt; ignored when the result is stored already.
 
@@ -53,7 +55,10 @@ def insert_measurement(
     stored = find_receipt(session, result, result_id=result_id)
     if stored is not None:
         return stored
-    record = _record(result, result_id, device, item_key, block, received_at, late)
+    record = _record(result)
+    record.id, record.device_id, record.item_key = result_id, device.id, item_key
+    record.block = None if block is None else block.model_dump(mode="json", exclude_none=True)
+    record.runtime_version, record.received_at, record.late = runtime_version, received_at, late
     try:
         with session.begin_nested():
             session.add(record)
@@ -143,7 +148,7 @@ def is_simulated(result: Result) -> bool:
     return str(flag).lower() not in _FALSE if isinstance(flag, str) else bool(flag)
 
 
-def runtime_version(device: models.Device, execution: Execution) -> str | None:
+def present_version(device: models.Device, execution: Execution) -> str | None:
     """Return the version of the runtime the device last described; None when it described none."""
     described = device.described
     return None if described is None else described.runtimes.get(execution.runtime)
@@ -160,12 +165,24 @@ def newest_by_key(
             models.Measurement.device_id == device.id,
             *same_execution(models.Measurement, execution),
             models.Measurement.simulated.is_(False),
-            models.Measurement.runtime_version.is_not_distinct_from(runtime_version(device, execution)),
+            models.Measurement.runtime_version.is_not_distinct_from(present_version(device, execution)),
         )
         .order_by(models.Measurement.received_at, models.Measurement.id)
         .options(defer(models.Measurement.samples))
     )
     return {record.item_key: record for record in session.scalars(query) if record.item_key in wanted}
+
+
+def same_execution(
+    model: type[models.Measurement] | type[models.Edition], execution: Execution
+) -> tuple[ColumnElement[bool], ...]:
+    """Write the conditions that a record was run in this way."""
+    return (
+        model.runtime == execution.runtime,
+        model.provider == execution.provider,
+        model.precision == execution.precision,
+        model.threads == execution.threads,
+    )
 
 
 def _in_utc(result: Result) -> Result:
@@ -182,47 +199,20 @@ def _moment(text: str) -> datetime:
     return moment.astimezone(UTC)
 
 
-def _record(
-    result: Result,
-    result_id: str,
-    device: models.Device,
-    item_key: str,
-    block: Block | None,
-    received_at: datetime,
-    late: bool,
-) -> models.Measurement:
-    timing, execution = result.timing, result.execution
+def _record(result: Result) -> models.Measurement:
+    timing = result.timing
     return models.Measurement(
-        id=result_id,
         digest=digest_of(result),
-        device_id=device.id,
         agent_id=result.agent_id,
         task_id=result.task_id,
         attempt=result.attempt,
         schema_version=result.schema_version,
-        item_key=item_key,
-        block=None if block is None else block.model_dump(mode="json", exclude_none=True),
         graph_sha256=result.graph_sha256,
-        **execution.model_dump(),
-        runtime_version=runtime_version(device, execution),
+        **result.execution.model_dump(),
         **timing.model_dump(exclude={"hot_ns", "cold_ns"}),
         runs=len(timing.hot_ns) + len(timing.cold_ns),
         samples=pack(timing.hot_ns, timing.cold_ns),
         context=result.context,
         simulated=is_simulated(result),
-        late=late,
         measured_at=_moment(result.measured_at),
-        received_at=received_at,
-    )
-
-
-def same_execution(
-    model: type[models.Measurement] | type[models.Edition], execution: Execution
-) -> tuple[ColumnElement[bool], ...]:
-    """Write the conditions that a record was run in this way."""
-    return (
-        model.runtime == execution.runtime,
-        model.provider == execution.provider,
-        model.precision == execution.precision,
-        model.threads == execution.threads,
     )

@@ -4,16 +4,16 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Engine, func, select
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import defer
 
 from lookup_tables import editions, models
 from lookup_tables.calibration import Calibration
 from lookup_tables.connection import reading, writing
 from lookup_tables.coverage import missing_blocks
 from lookup_tables.devices import find_device, insert_device
-from lookup_tables.errors import InvalidCalibration, UnknownMeasurement
-from lookup_tables.measurements import insert_measurement, newest_by_key, result_of
+from lookup_tables.errors import UnknownMeasurement
+from lookup_tables.measurements import insert_measurement, newest_by_key, present_version, result_of
+from lookup_tables.revisions import find_calibration, insert_calibration, list_calibrations
 from lookup_tables.table import LookupTable
 from nas.blocks import Block
 from profiler.wire import DeviceClass, DeviceDescription, Execution, Result, ResultReceipt
@@ -76,13 +76,15 @@ class TableStore:
             MeasurementConflict: the id is taken by other content.
         """
         with writing(self._engine) as session:
+            found = find_device(session, device)
             return insert_measurement(
                 session,
                 result,
                 result_id=result_id,
-                device=find_device(session, device),
+                device=found,
                 item_key=item_key,
                 block=block,
+                runtime_version=present_version(found, result.execution),
                 received_at=received_at,
                 late=late,
             )
@@ -211,20 +213,13 @@ class TableStore:
         """
         with writing(self._engine) as session:
             editions.find_edition(session, edition)
-            if not _insert_calibration(session, edition, calibration, now):
-                stored = _calibration(session, edition, calibration.revision)
-                if stored != calibration:
-                    raise InvalidCalibration(
-                        f"edition {edition} has a revision {calibration.revision} with other numbers: "
-                        "calibrations never change, correct the newest one instead"
-                    )
+            insert_calibration(session, edition, calibration, now=now)
 
     def calibrations(self, edition: str) -> tuple[Calibration, ...]:
         """List the revisions of an edition, oldest first."""
         with reading(self._engine) as session:
             editions.find_edition(session, edition)
-            query = select(models.Calibration).where(models.Calibration.edition_id == edition)
-            return tuple(map(_value, session.scalars(query.order_by(models.Calibration.revision))))
+            return list_calibrations(session, edition)
 
     def calibration(self, edition: str, revision: int | None = None) -> Calibration:
         """Return one revision, the newest by default.
@@ -235,41 +230,4 @@ class TableStore:
         """
         with reading(self._engine) as session:
             editions.find_edition(session, edition)
-            found = _calibration(session, edition, revision)
-        if found is None:
-            which = "calibration" if revision is None else f"calibration revision {revision}"
-            raise InvalidCalibration(
-                f"edition {edition} has no {which}: profile the device again, it measures references"
-            )
-        return found
-
-
-def _insert_calibration(session: Session, edition: str, calibration: Calibration, now: datetime) -> bool:
-    if session.get(models.Calibration, (edition, calibration.revision)) is not None:
-        return False
-    fields = calibration.model_dump(mode="json")
-    try:
-        with session.begin_nested():
-            session.add(models.Calibration(edition_id=edition, created_at=now, **fields))
-    except IntegrityError:
-        return False
-    return True
-
-
-def _calibration(session: Session, edition: str, revision: int | None) -> Calibration | None:
-    query = select(models.Calibration).where(models.Calibration.edition_id == edition)
-    if revision is not None:
-        query = query.where(models.Calibration.revision == revision)
-    record = session.scalar(query.order_by(models.Calibration.revision.desc()).limit(1))
-    return None if record is None else _value(record)
-
-
-def _value(record: models.Calibration) -> Calibration:
-    return Calibration(
-        revision=record.revision,
-        overhead_ms=record.overhead_ms,
-        slope=record.slope,
-        margin=record.margin,
-        confidence=record.confidence,
-        points=tuple(record.points),
-    )
+            return find_calibration(session, edition, revision)

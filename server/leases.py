@@ -21,7 +21,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from lookup_tables.devices import insert_device
-from lookup_tables.measurements import find_receipt, insert_measurement
+from lookup_tables.measurements import find_receipt, insert_measurement, present_version
 from nas.blocks import Block
 from profiler.wire import (
     PROTOCOL,
@@ -174,13 +174,15 @@ def record_result(session: Session, result_id: str, result: Result, *, now: date
     _check_attempt(task, agent, result.attempt)
     _check_result(task, result)
     completes = task.attempt == result.attempt and task.state in {TaskState.PENDING, TaskState.LEASED}
+    device = session.get_one(Device, task.device_id)
     receipt = insert_measurement(
         session,
         result,
         result_id=result_id,
-        device=session.get_one(Device, task.device_id),
+        device=device,
         item_key=task.item_key,
         block=None if task.block is None else Block.model_validate(task.block),
+        runtime_version=present_version(device, result.execution),
         received_at=now,
         late=not completes,
     )

@@ -1,0 +1,73 @@
+"""Calibrations of an edition as records: revisions are added, never changed."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from lookup_tables import models
+from lookup_tables.calibration import Calibration
+from lookup_tables.errors import InvalidCalibration
+
+
+def insert_calibration(session: Session, edition: str, calibration: Calibration, *, now: datetime) -> None:
+    """Store a revision; the same one again changes nothing.
+
+    Raises:
+        InvalidCalibration: the edition has this revision with other numbers.
+    """
+    if _find(session, edition, calibration.revision) is None:
+        record = models.Calibration(edition_id=edition, created_at=now, **calibration.model_dump(mode="json"))
+        try:
+            with session.begin_nested():
+                session.add(record)
+        except IntegrityError:
+            # Another transaction stored this revision since we looked, unless the record itself is at fault.
+            if _find(session, edition, calibration.revision) is None:
+                raise
+    if find_calibration(session, edition, calibration.revision) != calibration:
+        raise InvalidCalibration(
+            f"edition {edition} has a revision {calibration.revision} with other numbers: "
+            "calibrations never change, correct the newest one instead"
+        )
+
+
+def find_calibration(session: Session, edition: str, revision: int | None) -> Calibration:
+    """Return one revision, the newest for None.
+
+    Raises:
+        InvalidCalibration: the edition has no such revision.
+    """
+    found = _find(session, edition, revision)
+    if found is None:
+        which = "calibration" if revision is None else f"calibration revision {revision}"
+        raise InvalidCalibration(
+            f"edition {edition} has no {which}: profile the device again, that measures references"
+        )
+    return found
+
+
+def list_calibrations(session: Session, edition: str) -> tuple[Calibration, ...]:
+    """List the revisions of an edition, oldest first."""
+    query = select(models.Calibration).where(models.Calibration.edition_id == edition)
+    return tuple(map(_value, session.scalars(query.order_by(models.Calibration.revision))))
+
+
+def _find(session: Session, edition: str, revision: int | None) -> Calibration | None:
+    query = select(models.Calibration).where(models.Calibration.edition_id == edition)
+    if revision is not None:
+        query = query.where(models.Calibration.revision == revision)
+    record = session.scalar(query.order_by(models.Calibration.revision.desc()).limit(1))
+    return None if record is None else _value(record)
+
+
+def _value(record: models.Calibration) -> Calibration:
+    return Calibration(
+        revision=record.revision,
+        overhead_ms=record.overhead_ms,
+        slope=record.slope,
+        margin=record.margin,
+        confidence=record.confidence,
+        points=tuple(record.points),
+    )
