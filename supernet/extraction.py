@@ -94,7 +94,7 @@ def slices(supernet: Supernet, config: Config) -> dict[str, Slice]:
 
 def group_share(supernet: Supernet, stage: int) -> tuple[float, ...]:
     """Return the share of each group of 32 channels in the residual stream of a stage (1..4), largest first, sum 1."""
-    strengths = _group_strengths(supernet, Stream(f"stage{stage}")).flatten().double()
+    strengths = _group_strengths(supernet, _streams(supernet.sites))[Stream(f"stage{stage}")].flatten().double()
     total = strengths.sum()
     shares = strengths / total if total > 0 else torch.full_like(strengths, 1 / len(strengths))
     return tuple(shares.sort(descending=True).values.tolist())
@@ -110,9 +110,8 @@ class _Cutter:
         widths = {f"stage{number}": width for number, width in enumerate(config.widths, start=1)}
         widths |= dict.fromkeys(("t1", "t2"), tcm_width(config.widths[-1]))
         self.kept = {
-            stream: _kept(supernet, stream, widths[stream.name])
-            for stream in set(self.streams.values())
-            if stream.name in widths
+            stream: _kept(strengths, stream, widths[stream.name])
+            for stream, strengths in _group_strengths(supernet, self.streams).items()
         }
 
     def site(self, site: Site, prefix: str, module: nn.Module) -> dict[str, Slice]:
@@ -185,24 +184,27 @@ def _streams(sites: tuple[Site, ...]) -> dict[str, Stream]:
     return streams
 
 
-def _kept(supernet: Supernet, stream: Stream, width: int) -> Tensor:
-    """Return the channels that stay when the stream is `width` wide: its strongest groups, in ascending order."""
-    strengths = _group_strengths(supernet, stream)
+def _kept(strengths: Tensor, stream: Stream, width: int) -> Tensor:
+    """Return the channels that stay when the stream is `width` wide: its strongest groups, in ascending order.
+
+    Strengths are those of the groups: (segments, groups).
+    """
     groups = strengths.shape[1]
     best = strengths.sort(dim=1, descending=True, stable=True).indices[:, : width // HEAD_WIDTH].sort(dim=1).values
     starts = best + groups * torch.arange(stream.segments)[:, None]
     return (starts.flatten()[:, None] * stream.group + torch.arange(stream.group)).flatten()
 
 
-def _group_strengths(supernet: Supernet, stream: Stream) -> Tensor:
-    """Sum |gamma| * L1 of all writers over each group of the stream: (segments, groups)."""
-    streams = _streams(supernet.sites)
-    total = torch.zeros(())
+def _group_strengths(supernet: Supernet, streams: Mapping[str, Stream]) -> dict[Stream, Tensor]:
+    """Sum |gamma| * L1 of all writers over each group of each stream: (segments, groups)."""
+    total: dict[Stream, Tensor] = {}
     for site in supernet.sites:
         for layer in supernet.blocks[module_key(site.name)].modules():
-            if isinstance(layer, Writer) and _target(layer.writes, site, streams) == stream:
-                total = total + _per_channel(layer)
-    return total.view(stream.segments, -1, stream.group).sum(-1)
+            if isinstance(layer, Writer):
+                stream = _target(layer.writes, site, streams)
+                if stream is not None:
+                    total[stream] = total.get(stream, torch.zeros(())) + _per_channel(layer)
+    return {stream: sums.view(stream.segments, -1, stream.group).sum(-1) for stream, sums in total.items()}
 
 
 def _target(axis: Axis, site: Site, streams: Mapping[str, Stream]) -> Stream | None:

@@ -1,7 +1,7 @@
 """What each channel axis of a weight stands for: said once where a layer is made, read when a subnet is cut out."""
 
+from abc import ABC, abstractmethod
 from enum import Enum, auto
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,17 +29,15 @@ class Axis(Enum):
     """Private to channel-wise attention: a narrower block keeps the leading channels of each of the 8 heads."""
 
 
-@runtime_checkable
-class Sliceable(Protocol):
+class Sliceable(ABC):
     """A layer with channels that a narrower subnet leaves out."""
 
+    @abstractmethod
     def channel_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Return what each axis of its tensors stands for, by name; tensors not named are kept whole."""
-        ...
 
 
-@runtime_checkable
-class Writer(Protocol):
+class Writer(Sliceable):
     """A layer that writes channels.
 
     Attributes:
@@ -48,9 +46,9 @@ class Writer(Protocol):
 
     writes: Axis
 
+    @abstractmethod
     def strength(self) -> Tensor:
         """Return |gamma| times the L1 norm of the weights behind each output channel: (C_out,)."""
-        ...
 
 
 NORM_TENSORS = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")

@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from supernet.layers.axes import NORM_TENSORS, Axis
+from supernet.layers.axes import NORM_TENSORS, Axis, Writer
 from supernet.layers.linear_bn import fold_batch_norm
 
 
-class ConvBN(nn.Module):
+class ConvBN(nn.Module, Writer):
     """BN(conv(x)), padded so that a stride divides the map: (B, C_in, H, W) -> (B, C_out, H/s, W/s).
 
     Attributes:

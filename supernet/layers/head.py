@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.blocks import PREDICTION_STRIDE, Block
-from supernet.layers.axes import Axis
+from supernet.layers.axes import Axis, Sliceable
 from supernet.layers.layout import to_spatial
 
 CENTRE_LIMIT_PX = 32.0
@@ -91,7 +91,7 @@ class Head(nn.Module):
         return DeployedHead(self)
 
 
-class HeadConv(nn.Conv2d):
+class HeadConv(nn.Conv2d, Sliceable):
     """3x3 convolution with bias onto anchors."""
 
     def __init__(self, channels_in: int, channels_out: int, *, reads: Axis, bias: float = 0.0) -> None:

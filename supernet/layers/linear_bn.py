@@ -5,10 +5,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from supernet.layers.axes import NORM_TENSORS, Axis
+from supernet.layers.axes import NORM_TENSORS, Axis, Writer
 
 
-class LinearBN(nn.Module):
+class LinearBN(nn.Module, Writer):
     """BN(x W^T) on rows (B*N, C_in) -> (B*N, C_out), times a constant per output channel if one is given.
 
     Attributes:

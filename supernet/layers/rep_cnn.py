@@ -5,13 +5,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.blocks import Block
-from supernet.layers.axes import NORM_TENSORS, Axis
+from supernet.layers.axes import NORM_TENSORS, Axis, Writer
 from supernet.layers.conv_bn import ConvBN, conv_with_bias
 from supernet.layers.layout import first_spatial
 from supernet.layers.linear_bn import fold_batch_norm
 
 
-class IdentityBN(nn.Module):
+class IdentityBN(nn.Module, Writer):
     """BatchNorm of the input itself: the third branch."""
 
     def __init__(self, channels: int) -> None:

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from nas.blocks import HEAD_WIDTH, WINDOW, Block
 from nas.macs import shift_padding
-from supernet.layers.axes import Axis
+from supernet.layers.axes import Axis, Sliceable
 from supernet.layers.layout import first_rows
 from supernet.layers.linear_bn import LinearBN
 from supernet.layers.mlp import MLP
@@ -60,7 +60,7 @@ class WindowAttention(nn.Module):
         return self.windows.merge(scores.softmax(dim=-1) @ value)
 
 
-class RelativePosition(nn.Module):
+class RelativePosition(nn.Module, Sliceable):
     """A learnt bias for each offset between two tokens of a window, per head (Swin)."""
 
     index: Tensor
