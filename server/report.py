@@ -20,11 +20,12 @@ class Answer:
 
     Attributes:
         target_fps: what was asked for.
-        predicted_fps: the first round's prediction for the config handed over, or the last round's where it corrected.
+        predicted_fps: what the table said of the config handed over before it was measured.
         measured_fps: the shipped file measured whole, None without verification.
         ap50: of that same file on held-out images, 0 to 1, None without verification.
         gmacs: multiply-adds in units of 1e9.
         config_id: identity of the config.
+        rounds: verified rounds it took; the first is a prediction of a config never measured.
         met: whether the measurement reaches the target, None without verification.
         evidence: further facts by name, such as edition, calibration revision, importance source, solver, gap.
     """
@@ -35,15 +36,16 @@ class Answer:
     ap50: float | None
     gmacs: float
     config_id: str
+    rounds: int
     met: bool | None
     evidence: Mapping[str, str]
 
     @property
     def error_pct(self) -> float | None:
-        """Measured latency over predicted latency, as a deviation in percent: positive means slower than predicted."""
+        """Measured over predicted FPS, as a deviation in percent: positive means faster than predicted."""
         if self.measured_fps is None:
             return None
-        return 100 * (self.predicted_fps / self.measured_fps - 1)
+        return 100 * (self.measured_fps / self.predicted_fps - 1)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Section:
     figure: go.Figure
 
 
-HEADER = ("target FPS", "predicted", "measured", "error %", "AP50", "GMACs", "config", "met")
+HEADER = ("target FPS", "predicted", "measured", "error %", "AP50", "GMACs", "config", "rounds", "met")
 
 
 def cells(answer: Answer) -> tuple[str, ...]:
@@ -68,6 +70,7 @@ def cells(answer: Answer) -> tuple[str, ...]:
         _number(answer.ap50, ".3f"),
         f"{answer.gmacs:.4f}",
         answer.config_id,
+        str(answer.rounds),
         {True: "yes", False: "no", None: MISSING}[answer.met],
     )
 

@@ -73,7 +73,8 @@ def answer_of(result: Json) -> Answer:
         ap50=last.get("ap50"),
         gmacs=result["gmacs"],
         config_id=result["config_id"],
-        met=None if last.get("measured_fps") is None else result["status"] == "met",
+        rounds=len(result["rounds"]),
+        met=last.get("met"),
         evidence=_evidence(result),
     )
 
@@ -130,16 +131,27 @@ def _solved(result: Json) -> Solved:
 
 
 def _evidence(result: Json) -> dict[str, str]:
-    last = result["rounds"][-1]
+    last, importance = result["rounds"][-1], result["importance"]
     return {
         "table edition": str(result["edition"]),
-        "calibration": f"revision {last['calibration_revision']}",
-        "importance from": f"supernet {result['supernet']}",
+        "calibration": f"revision {result['calibration_revision']}",
+        "importance": f"supernet {result['supernet']}: {importance['steps']} steps on {importance['data']}",
         "solver": str(result["solver"]),
-        "gap to the exact optimum": f"{result['gap']:.2f} % of the score",
-        "rounds": str(len(result["rounds"])),
-        "ONNX SHA-256": str(last.get("onnx_sha256") or "not exported"),
+        "gap to the exact optimum": f"{result['gap']:.2f} points of the score",
+        **{f"round {round_['round']}": _round(round_) for round_ in result["rounds"]},
+        "model.onnx": f"SHA-256 {last['onnx_sha256']}" if "onnx_sha256" in last else "not exported: not verified",
     }
+
+
+def _round(round_: Json) -> str:
+    confidence = f"{100 * round_['confidence']:.0f} % confidence"
+    predicted = (
+        f"{round_['config_id']}, calibration revision {round_['calibration_revision']}: predicted "
+        f"{round_['predicted_fps']:.2f} FPS, at least {round_['bound_fps']:.2f} with {confidence}"
+    )
+    if "measured_fps" not in round_:
+        return predicted
+    return f"{predicted}; measured {round_['measured_fps']:.2f} FPS, {round_['error_percent']:+.1f} %"
 
 
 def _block_time(row: Json) -> BlockTime:

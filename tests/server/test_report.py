@@ -15,6 +15,7 @@ ANSWER = Answer(
     ap50=0.4567,
     gmacs=0.12345,
     config_id="0123456789abcdef",
+    rounds=2,
     met=True,
     evidence={"table edition": "e1", "solver": "thin_all_stages"},
 )
@@ -25,17 +26,18 @@ def test_an_answer_is_written_under_its_header() -> None:
         "target FPS": "40.00",
         "predicted": "42.00",
         "measured": "41.00",
-        "error %": "+2.4",
+        "error %": "-2.4",
         "AP50": "0.457",
         "GMACs": "0.1235",
         "config": "0123456789abcdef",
+        "rounds": "2",
         "met": "yes",
     }
 
 
-def test_error_is_positive_when_the_device_is_slower_than_predicted() -> None:
-    assert ANSWER.error_pct == pytest.approx(100 * (42 / 41 - 1))
-    assert replace(ANSWER, measured_fps=44.0).error_pct == pytest.approx(-4.545454545)
+def test_error_is_positive_when_the_device_is_faster_than_predicted() -> None:
+    assert ANSWER.error_pct == pytest.approx(-2.380952381)
+    assert replace(ANSWER, measured_fps=44.1).error_pct == pytest.approx(5)
 
 
 def test_what_was_not_measured_is_missing_and_not_zero() -> None:
