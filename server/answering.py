@@ -1,4 +1,4 @@
-"""From a table, a calibration and an importance to an answer: no measuring, no storing, the same inputs the same config."""
+"""From a table, a calibration and an importance to an answer: pure arithmetic, the same inputs give the same config."""
 
 from dataclasses import dataclass
 from typing import Any, assert_never

@@ -13,14 +13,9 @@ from nas.space import SearchSpace
 from profiler.wire import Execution, Policy
 from server.context import Context
 from server.database import Graph, reading, writing
-from server.tasks import Item
+from server.tasks import Item, network_key
 
 Json = dict[str, Any]
-
-
-def network_key(config: Config) -> str:
-    """Return the item key of a network that is measured whole."""
-    return f"network:{config.id}"
 
 
 def find_graphs(context: Context, keys: Iterable[str]) -> dict[str, Graph]:

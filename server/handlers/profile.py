@@ -11,8 +11,9 @@ from nas.sampling import random_config
 from nas.space import SearchSpace, named_space
 from profiler.wire import Policy
 from server.context import Context
-from server.graphs import block_item, export_blocks, export_references, find_graphs, network_item, network_key
+from server.graphs import block_item, export_blocks, export_references, find_graphs, network_item
 from server.parameters import ProfileParameters
+from server.tasks import network_key
 
 Json = dict[str, Any]
 
@@ -33,7 +34,13 @@ def profile(context: Context, parameters: ProfileParameters) -> Json:
     measured = context.step("measure", lambda: _measure(context, parameters, space, references, plan))
     edition = context.step("publish", lambda: _publish(context, parameters, space))
     calibration = context.step("calibrate", lambda: _calibrate(context, space, references, edition, measured))
-    return {"edition": edition, "device": parameters.device, "space": space.name, "rows": len(space.all_blocks()), **calibration}
+    return {
+        "edition": edition,
+        "device": parameters.device,
+        "space": space.name,
+        "rows": len(space.all_blocks()),
+        **calibration,
+    }
 
 
 def reference_configs(space: SearchSpace, count: int, *, seed: int) -> tuple[Config, ...]:
@@ -54,7 +61,7 @@ def _plan(context: Context, parameters: ProfileParameters, space: SearchSpace) -
     missing = context.tables.unmeasured(parameters.device, parameters.execution, blocks)
     context.tell(
         "plan",
-        f"{len(missing)} of {len(blocks)} blocks of {space.name} and {parameters.references} reference networks to measure",
+        f"to measure: {len(missing)} of {len(blocks)} blocks of {space.name}, {parameters.references} whole networks",
     )
     return [block.key for block in missing]
 
@@ -92,9 +99,7 @@ def _measure(
 
 
 def _publish(context: Context, parameters: ProfileParameters, space: SearchSpace) -> str:
-    edition = context.tables.publish(
-        parameters.device, parameters.execution, space.all_blocks(), now=context.now()
-    )
+    edition = context.tables.publish(parameters.device, parameters.execution, space.all_blocks(), now=context.now())
     context.tell("published", f"table edition {edition}", {"edition": edition})
     return edition
 
@@ -121,7 +126,8 @@ def _calibrate(
         context.tables.add_calibration(edition, calibration, now=context.now())
     context.tell(
         "calibrated",
-        f"whole networks take {calibration.slope:.3f} times the sum of their blocks, within {100 * calibration.margin:.1f} %",
+        f"whole networks take {calibration.slope:.3f} times the sum of their blocks, "
+        f"within {100 * calibration.margin:.1f} %",
     )
     return {
         "calibration_revision": calibration.revision,

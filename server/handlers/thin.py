@@ -6,6 +6,7 @@ the target, correct the calibration with it and solve again, a bounded number of
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lookup_tables.calibration import Calibration, Point, Source
@@ -18,9 +19,10 @@ from nas.space import SearchSpace
 from profiler.wire import Policy
 from server.answering import Solution, config_json, front_json, point_json, solve, trail_json
 from server.context import Context
-from server.graphs import network_item, network_key
+from server.graphs import network_item
 from server.parameters import ThinParameters
 from server.supernets import StoredSupernet, find_supernet
+from server.tasks import network_key
 
 Json = dict[str, Any]
 
@@ -59,17 +61,24 @@ def thin(context: Context, parameters: ThinParameters) -> Json:
     problem = _Problem(parameters, supernet, context.tables.load(edition))
     rounds: list[Json] = []
     while True:
-        number = len(rounds) + 1
-        calibration = _calibration(context, edition, number)
+        calibration = _calibration(context, edition, len(rounds) + 1)
         solution = _solve(problem, calibration)
-        round_ = _described(problem, solution, calibration, number)
-        context.tell("solved", f"round {number}: {round_['config_id']} predicted at {round_['predicted_fps']:.2f} FPS", round_)
-        if parameters.verify:
-            round_ |= _verify(context, problem, solution, number)
-        rounds.append(round_)
-        if not parameters.verify or round_["met"] or number == parameters.max_rounds:
-            return context.step("answer", lambda: _answer(context, problem, solution, calibration, rounds))
-        context.step(f"correct {number}", lambda: _correct(context, problem, calibration, solution, round_))  # noqa: B023
+        rounds.append(_round(context, problem, solution, calibration, number=len(rounds) + 1))
+        if rounds[-1].get("met", True) or len(rounds) == parameters.max_rounds:
+            break
+        correct = partial(_correct, context, problem, calibration, solution, rounds[-1])
+        context.step(f"correct {len(rounds)}", correct)
+    return context.step("answer", partial(_answer, context, problem, solution, calibration, rounds))
+
+
+def _round(context: Context, problem: _Problem, solution: Solution, calibration: Calibration, *, number: int) -> Json:
+    """Describe one answer and, unless told otherwise, verify it."""
+    described = _described(problem, solution, calibration, number)
+    fps = described["predicted_fps"]
+    context.tell("solved", f"round {number}: {solution.config.id} predicted at {fps:.2f} FPS", described)
+    if problem.parameters.verify:
+        described |= _verify(context, problem, solution, number)
+    return described
 
 
 def _edition(context: Context, parameters: ThinParameters) -> str:
@@ -191,7 +200,10 @@ def _answer(
         "calibration_revision": calibration.revision,
         "supernet": problem.supernet.id,
         "importance": problem.importance.provenance.model_dump(mode="json"),
-        "optimum": {"config_id": solution.optimum.config.id, **point_json(solution.optimum.latency_ms, solution.optimum.score)},
+        "optimum": {
+            "config_id": solution.optimum.config.id,
+            **point_json(solution.optimum.latency_ms, solution.optimum.score),
+        },
         "front": front_json(problem.space, latency, problem.importance),
         "trail": trail_json(solution.trail),
         "rounds": rounds,

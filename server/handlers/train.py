@@ -36,7 +36,9 @@ def _train(context: Context, parameters: TrainParameters, space: Json, data: str
             told = share
             left = message["seconds_left"]
             rest = "" if left is None else f", {left:.0f} s left"
-            context.tell("training", f"step {message['step']} of {message['total']}, loss {message['loss']:.3f}{rest}", message)
+            context.tell(
+                "training", f"step {message['step']} of {message['total']}, loss {message['loss']:.3f}{rest}", message
+            )
 
     context.tell("training", f"training the {space['name']} supernet on {data}")
     order = {

@@ -1,0 +1,58 @@
+"""The web application: routes, token, errors and limits put together. Torch is never imported here."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from fastapi import Depends, FastAPI
+
+from server import http_errors
+from server.auth import TokenGuard, ensure_token
+from server.database import make_engine
+from server.migrations import upgrade
+from server.routes import agents, devices, jobs, overview, tables
+from server.services import Services
+from server.settings import Settings
+
+DESCRIPTION = """
+Say a target FPS for one of your devices; get a HeatDETR detector that was measured at it.
+
+Every route but `/v1/health` needs `Authorization: Bearer TOKEN`.
+"""
+
+MAX_BODY_BYTES = 16 * 2**20
+"""Largest request body: a result with its raw samples, or the export of a large table."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def create_app(settings: Settings, *, clock: Callable[[], datetime] = _now) -> FastAPI:
+    """Make the application on a data folder, which is made or brought up to date first.
+
+    Raises:
+        NewerDatabase: the folder belongs to a newer version.
+    """
+    settings.data.mkdir(parents=True, exist_ok=True)
+    database = make_engine(settings.database_url)
+    upgrade(database)
+    token, _ = ensure_token(settings.data)
+    app = FastAPI(
+        title="HeatNAS",
+        version=version("heatnas"),
+        description=DESCRIPTION,
+        dependencies=[Depends(TokenGuard(token))],
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        max_body_size=MAX_BODY_BYTES,
+    )
+    app.state.services = Services(settings, database, clock)
+    for module in (overview, devices, agents, tables, jobs):
+        app.include_router(module.router, prefix="/v1")
+    app.add_api_route(
+        "/v1/openapi.json", app.openapi, methods=["GET"], summary="Return this document", include_in_schema=False
+    )
+    http_errors.install(app)
+    return app

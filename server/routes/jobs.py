@@ -1,0 +1,249 @@
+"""Jobs: submit training, profiling and thinning; follow them; fetch what they made."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Header, Query
+from fastapi.responses import FileResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import StringConstraints
+from starlette.concurrency import run_in_threadpool
+
+from nas.budgets import Budget
+from nas.errors import BudgetUnreachable, MissingBlocks
+from nas.exact import fastest
+from nas.space import named_space
+from server.database import FINAL_JOB_STATES, JobState
+from server.parameters import Parameters, ProfileParameters, ThinParameters, TrainParameters
+from server.routes.examples import ARTIFACT, EVENT, JOB, SUPERNET, example
+from server.routes.paging import Limit, Offset
+from server.schemas import ArtifactAnswer, ErrorAnswer, EventAnswer, JobAnswer, Page, SupernetAnswer, page
+from server.services import Injected, Services
+from server.supernets import find_supernet, list_supernets
+
+router = APIRouter()
+
+LOOK_SECONDS = 0.5
+Key = Annotated[
+    Annotated[str, StringConstraints(min_length=1, max_length=128)] | None,
+    Header(alias="Idempotency-Key", description="The same key again gives the same job."),
+]
+REFUSED: dict[int | str, dict[str, Any]] = {
+    409: {"model": ErrorAnswer, "description": "Unreachable target, or blocks without a row"},
+    404: {"model": ErrorAnswer, "description": "Unknown device, edition or supernet"},
+}
+
+
+@router.post(
+    "/supernets", summary="Train a supernet", status_code=202, tags=["supernets"], responses=example(JOB, status=202)
+)
+def train(
+    services: Injected,
+    parameters: Annotated[TrainParameters, Body(examples=[{"space": "heatdetr-nano", "steps": 500, "seed": 0}])],
+    key: Key = None,
+) -> JobAnswer:
+    """Submit a training; when it has succeeded, its job id is the id of the supernet."""
+    named_space(parameters.space, classes=1)
+    return _submit(services, "train", parameters, key)
+
+
+@router.get(
+    "/supernets", summary="List the supernets", tags=["supernets"], responses=example({"items": [SUPERNET], "total": 1})
+)
+def get_supernets(services: Injected, limit: Limit = 100, offset: Offset = 0) -> Page[SupernetAnswer]:
+    """Show the trained supernets, newest first."""
+    total, found = list_supernets(services.database, limit=limit, offset=offset)
+    return page([SupernetAnswer.of(supernet) for supernet in found], total)
+
+
+@router.get("/supernets/{supernet}", summary="Describe one supernet", tags=["supernets"], responses=example(SUPERNET))
+def get_supernet(services: Injected, supernet: str) -> SupernetAnswer:
+    """Return a supernet by id, or the newest as `latest`."""
+    return SupernetAnswer.of(find_supernet(services.database, supernet))
+
+
+@router.get(
+    "/supernets/{supernet}/importance",
+    summary="Return the importance of a supernet",
+    tags=["supernets"],
+    responses=example({"space": "cc7d09c937d1e496", "stages": [], "provenance": {}}),
+)
+def get_importance(services: Injected, supernet: str) -> dict[str, Any]:
+    """Return the trained logits, with where they come from."""
+    return find_supernet(services.database, supernet).importance.model_dump(mode="json")
+
+
+@router.post(
+    "/profiles",
+    summary="Measure a device",
+    status_code=202,
+    tags=["tables"],
+    responses={**example(JOB, status=202), 404: REFUSED[404]},
+)
+def profile(
+    services: Injected,
+    parameters: Annotated[ProfileParameters, Body(examples=[{"device": "workbench", "space": "heatdetr-nano"}])],
+    key: Key = None,
+) -> JobAnswer:
+    """Submit the measuring of every block of a space; it ends with a published, calibrated table edition."""
+    services.tables.device(parameters.device)
+    named_space(parameters.space, classes=parameters.classes)
+    return _submit(services, "profile", parameters, key)
+
+
+@router.post(
+    "/thinnings",
+    summary="Ask for a detector at a target FPS",
+    status_code=202,
+    tags=["jobs"],
+    responses={**example(JOB, status=202), **REFUSED},
+)
+def thin(
+    services: Injected,
+    parameters: Annotated[
+        ThinParameters,
+        Body(examples=[{"device": "workbench", "supernet": "latest", "target_fps": 250, "verify": True}]),
+    ],
+    key: Key = None,
+) -> JobAnswer:
+    """Submit a thinning; refused at once when the table lacks rows or no config is fast enough."""
+    supernet = find_supernet(services.database, parameters.supernet)
+    named = parameters.model_copy(update={"supernet": supernet.id})
+    check_reachable(services, named)
+    return _submit(services, "thin", named, key)
+
+
+def check_reachable(services: Services, parameters: ThinParameters) -> None:
+    """Refuse a target that the table cannot answer or no config of the space reaches.
+
+    Raises:
+        UnknownDevice, UnknownEdition: there is no such table.
+        MissingBlocks: the edition that was asked for does not cover the space.
+        BudgetUnreachable: names the fastest FPS and the block that binds.
+    """
+    budget = Budget.from_fps(parameters.target_fps)
+    space = find_supernet(services.database, parameters.supernet).space
+    services.tables.device(parameters.device)
+    blocks = space.all_blocks()
+    edition = parameters.edition or services.tables.latest(parameters.device, parameters.execution, blocks)
+    table = services.tables.load(edition)
+    missing = [block for block in blocks if block not in table]
+    if missing:
+        raise MissingBlocks(missing)
+    latency = services.tables.calibration(edition).latency_model(table)
+    quickest = fastest(space, latency)
+    if not latency.holds(quickest.latency_ms, budget.latency_ms):
+        raise BudgetUnreachable(
+            target_ms=budget.latency_ms,
+            fastest_ms=quickest.latency_ms * (1 + latency.margin),
+            binding=quickest.binding,
+        )
+
+
+@router.get("/jobs", summary="List the jobs", tags=["jobs"], responses=example({"items": [JOB], "total": 1}))
+def list_jobs(
+    services: Injected,
+    kind: Literal["train", "profile", "thin"] | None = None,
+    state: JobState | None = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> Page[JobAnswer]:
+    """Show jobs, newest first."""
+    total, found = services.jobs.list(kind=kind, state=state, limit=limit, offset=offset)
+    return page([JobAnswer.of(job) for job in found], total)
+
+
+@router.get("/jobs/{job}", summary="Tell where a job stands", tags=["jobs"], responses=example(JOB))
+def get_job(services: Injected, job: str) -> JobAnswer:
+    """Return state, progress and, for a failed job, its error."""
+    return JobAnswer.of(services.jobs.get(job))
+
+
+@router.get(
+    "/jobs/{job}/events", summary="List what happened", tags=["jobs"], responses=example({"items": [EVENT], "total": 1})
+)
+def list_events(
+    services: Injected,
+    job: str,
+    after: Annotated[int, Query(ge=0, description="Number of the last event already seen.")] = 0,
+    limit: Limit = 500,
+    offset: Offset = 0,
+) -> Page[EventAnswer]:
+    """Return the events of a job after a number, in order."""
+    found = services.jobs.events(job, after=after, limit=limit + offset)[offset:]
+    return page([EventAnswer.of(event) for event in found], len(found) + offset)
+
+
+@router.get(
+    "/jobs/{job}/stream",
+    summary="Follow a job",
+    tags=["jobs"],
+    response_class=EventSourceResponse,
+    responses={200: {"content": {"text/event-stream": {"example": "id: 3\nevent: verified\ndata: {}\n\n"}}}},
+)
+async def stream_events(
+    services: Injected, job: str, last: Annotated[int, Header(alias="Last-Event-ID", ge=0)] = 0
+) -> AsyncIterator[ServerSentEvent]:
+    """Send each event as it happens (server-sent events); reconnecting with Last-Event-ID misses none."""
+    while True:
+        found = await run_in_threadpool(services.jobs.get, job)
+        for event in await run_in_threadpool(services.jobs.events, job, after=last):
+            last = event.seq
+            yield ServerSentEvent(data=EventAnswer.of(event), event=event.kind, id=str(event.seq))
+        if found.state in FINAL_JOB_STATES:
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+@router.get(
+    "/jobs/{job}/result",
+    summary="Return the result of a job",
+    tags=["jobs"],
+    responses=example({"status": "met", "config_id": "a4583796ebad21ce", "rounds": []}),
+)
+def get_result(services: Injected, job: str) -> dict[str, Any]:
+    """Return what the job found; 409 while it has no result."""
+    return services.jobs.result(job)
+
+
+@router.post(
+    "/jobs/{job}/cancel", summary="Stop a job", tags=["jobs"], responses=example({**JOB, "state": "cancelled"})
+)
+def cancel(services: Injected, job: str) -> JobAnswer:
+    """Cancel a job with its open tasks; one that has ended stays as it is."""
+    return JobAnswer.of(services.jobs.cancel(job, now=services.clock()))
+
+
+@router.get(
+    "/jobs/{job}/artifacts",
+    summary="List the files of a job",
+    tags=["jobs"],
+    responses=example({"items": [ARTIFACT], "total": 1}),
+)
+def list_artifacts(services: Injected, job: str, limit: Limit = 100, offset: Offset = 0) -> Page[ArtifactAnswer]:
+    """Show config, model and evidence with their hashes."""
+    found = services.jobs.artifacts(job)
+    return page([ArtifactAnswer.of(artifact) for artifact in found[offset : offset + limit]], len(found))
+
+
+@router.get(
+    "/jobs/{job}/artifacts/{name}",
+    summary="Fetch a file of a job",
+    tags=["jobs"],
+    response_class=FileResponse,
+    responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}},
+)
+def get_artifact(services: Injected, job: str, name: str) -> FileResponse:
+    """Return config.json, model.onnx, evidence.json or what else the job made."""
+    artifact = services.jobs.artifact(job, name)
+    return FileResponse(
+        services.blobs.path(artifact.sha256),
+        media_type=artifact.media_type,
+        filename=artifact.name,
+        headers={"X-Content-Type-Options": "nosniff"},
+    )
+
+
+def _submit(services: Services, kind: str, parameters: Parameters, key: str | None) -> JobAnswer:
+    return JobAnswer.of(services.jobs.submit(kind, parameters, key=key, now=services.clock()))
