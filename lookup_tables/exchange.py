@@ -52,7 +52,7 @@ CSV_COLUMNS = (
 class ExportedMeasurement(Value):
     """One measurement behind a table, as the agent sent it."""
 
-    id: str
+    measurement: str
     item_key: str
     result: Result
     late: bool
@@ -87,7 +87,7 @@ def export_json(engine: Engine, edition: str) -> str:
             measurements=tuple(_measurement(session, row.measurement) for row in table.rows),
             calibrations=list_calibrations(session, edition),
         )
-    body = export.model_dump(mode="json", exclude_none=True)
+    body = export.model_dump(mode="json")
     for row, written in zip(table.rows, body["content"]["rows"], strict=True):
         written["fps"] = row.fps
     return json.dumps({"sha256": _sha256(body), "export": body}, indent=1, allow_nan=False)
@@ -111,10 +111,10 @@ def import_json(engine: Engine, text: str | bytes) -> str:
             insert_measurement(
                 session,
                 measurement.result,
-                result_id=measurement.id,
+                result_id=measurement.measurement,
                 device=device,
                 item_key=measurement.item_key,
-                block=blocks.get(measurement.id),
+                block=blocks.get(measurement.measurement),
                 runtime_version=export.content.runtime_version,
                 received_at=measurement.received_at,
                 late=measurement.late,
@@ -159,7 +159,7 @@ def _description(session: Session, table: LookupTable) -> DeviceDescription | No
 def _measurement(session: Session, measurement: str) -> ExportedMeasurement:
     record = session.get_one(models.Measurement, measurement)
     return ExportedMeasurement(
-        id=record.id,
+        measurement=record.id,
         item_key=record.item_key,
         result=result_of(record),
         late=record.late,
