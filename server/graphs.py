@@ -32,7 +32,7 @@ def export_blocks(context: Context, blocks: Sequence[Block], *, tell: Callable[[
     missing = [block.model_dump(mode="json") for block in blocks if block.key not in known]
     parts = context.settings.export_processes
     orders = [{"blocks": missing[part::parts]} for part in range(parts)]
-    _export(context, "server.heavy:export_block_graphs", orders, total=len(missing), tell=tell)
+    _export(context, "server.heavy.graphs:export_block_graphs", orders, total=len(missing), tell=tell)
 
 
 def export_references(
@@ -44,7 +44,7 @@ def export_references(
     parts = context.settings.export_processes
     fixed = {"space": space.model_dump(mode="json"), "seed": seed}
     orders = [{**fixed, "configs": missing[part::parts]} for part in range(parts)]
-    _export(context, "server.heavy:export_references", orders, total=len(missing), tell=tell)
+    _export(context, "server.heavy.graphs:export_references", orders, total=len(missing), tell=tell)
 
 
 def block_item(block: Block, graph: Graph, execution: Execution, policy: Policy) -> Item:

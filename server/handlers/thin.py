@@ -159,7 +159,9 @@ def _deploy(context: Context, problem: _Problem, config: Config) -> Json:
         "blobs": str(context.settings.blobs),
     }
     context.tell("deploying", f"exporting {config.id} and scoring it on held-out images")
-    return context.child("server.heavy:deploy", order, lambda _: None, threads=context.settings.train_threads)
+    return context.child(
+        "server.heavy.deployment:deploy", order, lambda _: None, threads=context.settings.train_threads
+    )
 
 
 def _correct(context: Context, problem: _Problem, calibration: Calibration, solution: Solution, round_: Json) -> int:
