@@ -121,11 +121,12 @@ def import_json(engine: Engine, text: str | bytes) -> str:
             )
         measured = [row.measurement for row in export.content.rows]
         edition = publish_records(session, device, export.content.execution, measured, now=export.created_at)
-        if edition != export.edition:
-            raise TamperedExport(
-                f"the file claims edition {export.edition}, its measurements make edition {edition}: the rows do not "
-                "follow from the samples, export the table again"
-            )
+        for claimed in (export.edition, export.content.id):
+            if edition != claimed:
+                raise TamperedExport(
+                    f"the file claims edition {claimed}, its measurements make edition {edition}: the rows do not "
+                    "follow from the samples, export the table again"
+                )
         for calibration in export.calibrations:
             insert_calibration(session, edition, calibration, now=export.created_at)
     return edition

@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from lookup_tables.calibration import SPREAD_FLOOR, Calibration, Point, Source, fit
+from lookup_tables.errors import InvalidCalibration
+from tests.lookup_tables.results import BLOCKS
+
+MS = st.floats(1e-3, 1e5)
+POINTS = st.lists(
+    st.builds(Point, label=st.sampled_from("abcdef"), sum_ms=MS, measured_ms=MS, source=st.sampled_from(Source)),
+    min_size=1,
+    max_size=9,
+)
+
+
+def reference(sum_ms: float, measured_ms: float) -> Point:
+    return Point(label=f"r{sum_ms}", sum_ms=sum_ms, measured_ms=measured_ms)
+
+
+def verification(sum_ms: float, measured_ms: float) -> Point:
+    return Point(label=f"v{sum_ms}", sum_ms=sum_ms, measured_ms=measured_ms, source=Source.VERIFICATION)
+
+
+def bound_ms(calibration: Calibration, sum_ms: float) -> float:
+    return calibration.slope * (1 + calibration.margin) * sum_ms
+
+
+def test_an_exact_ratio_is_found_exactly() -> None:
+    calibration = fit([reference(sum_ms, 1.25 * sum_ms) for sum_ms in (3.0, 10.0, 44.0)])
+    assert calibration.slope == pytest.approx(1.25)
+    assert (calibration.overhead_ms, calibration.revision) == (0, 1)
+    assert calibration.residuals == pytest.approx((0, 0, 0))
+    assert calibration.mape_percent == pytest.approx(0)
+
+
+def test_the_scale_is_a_geometric_mean() -> None:
+    assert fit([reference(10, 20), reference(10, 5)]).slope == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("number", "percent"),
+    # Student quantile at 0.9 times 2.0 % times sqrt(1 + 1/n): quantiles 3.078, 3.078, 1.886, 1.476, 1.383 from tables.
+    [(1, 9.12), (2, 7.85), (3, 4.46), (6, 3.25), (10, 2.95)],
+)
+def test_margins_of_points_without_spread_come_from_the_noise(number: int, percent: float) -> None:
+    points = [reference(sum_ms, sum_ms) for sum_ms in range(1, number + 1)]
+    assert 100 * fit(points).margin == pytest.approx(percent, abs=0.01)
+
+
+def test_the_margin_of_spread_points_is_the_textbook_prediction_bound() -> None:
+    ratios = np.array([1.0, 1.1, 1.2, 1.3])
+    logs = np.log(ratios)
+    expected = math.expm1(1.6377 * logs.std(ddof=1) * math.sqrt(1 + 1 / 4))  # Student, 3 degrees of freedom, 0.9
+    assert fit([reference(10, 10 * ratio) for ratio in ratios]).margin == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("number", "confidence"), [(2, 0.9), (6, 0.9), (6, 0.975), (10, 0.8)])
+def test_the_next_network_stays_below_the_bound_as_often_as_promised(number: int, confidence: float) -> None:
+    rng = np.random.default_rng(7)
+    truth, spread, trials, kept = 1.18, 1.0, 600, 0  # a spread far above the floor
+    for _ in range(trials):
+        sums = rng.uniform(5, 50, number + 1)
+        measured = truth * sums * np.exp(rng.normal(0, spread, number + 1))
+        *known, (next_sum, next_measured) = zip(sums, measured, strict=True)
+        kept += next_measured <= bound_ms(fit([reference(*pair) for pair in known], confidence=confidence), next_sum)
+    # Four standard deviations of a share of 600 trials.
+    assert kept / trials == pytest.approx(confidence, abs=4 * math.sqrt(confidence * (1 - confidence) / trials))
+
+
+@given(POINTS, st.floats(0.51, 0.999))
+def test_a_fit_is_always_usable_and_ignores_the_order(points: list[Point], confidence: float) -> None:
+    calibration = fit(points, confidence=confidence)
+    assert math.isfinite(calibration.slope)
+    assert calibration.slope > 0
+    assert calibration.margin >= 0
+    assert math.isfinite(calibration.margin)
+    assert fit(points[::-1], confidence=confidence) == calibration
+    low, high = min(map(ratio, points)), max(map(ratio, points))
+    assert low * (1 - 1e-9) <= calibration.slope <= high * (1 + 1e-9)
+
+
+def ratio(point: Point) -> float:
+    return point.measured_ms / point.sum_ms
+
+
+@given(POINTS, MS, MS)
+def test_a_config_that_missed_is_never_predicted_to_meet_it_again(
+    points: list[Point], sum_ms: float, measured_ms: float
+) -> None:
+    corrected = fit(points).corrected(verification(sum_ms, measured_ms))
+    assert bound_ms(corrected, sum_ms) >= measured_ms * (1 - 1e-9)
+    assert corrected.revision == 2
+    assert len(corrected.points) == len(points) + 1
+
+
+def test_one_verification_weighs_as_much_as_all_references() -> None:
+    references = [reference(sum_ms, sum_ms) for sum_ms in (1, 2, 4, 8, 16, 32)]
+    calibration = fit(references).corrected(verification(10, 10.6))
+    assert calibration.slope == pytest.approx(math.sqrt(1.06))
+    again = calibration.corrected(verification(9, 9.0 * 1.06))
+    assert again.slope == pytest.approx(math.sqrt(1.06))
+    assert again.revision == 3
+    assert [point.source for point in again.points] == [Source.REFERENCE] * 6 + [Source.VERIFICATION] * 2
+
+
+def test_a_correction_keeps_the_confidence() -> None:
+    calibration = fit([reference(1, 1), reference(2, 2)], confidence=0.99)
+    assert calibration.corrected(verification(1, 1)).confidence == 0.99
+
+
+def test_the_latency_model_gets_the_numbers() -> None:
+    model = fit([reference(10, 11)]).latency_model({BLOCKS[0]: 2.0})
+    assert model.predict_ms([BLOCKS[0], BLOCKS[0]]) == pytest.approx(4.4)
+    assert model.bound_ms([BLOCKS[0]]) == pytest.approx(2.2 * math.exp(3.0777 * SPREAD_FLOOR * math.sqrt(2)), rel=1e-4)
+
+
+def test_nothing_to_fit_is_refused() -> None:
+    with pytest.raises(InvalidCalibration, match="needs a network measured whole: measure at least one reference"):
+        fit([])
+
+
+@pytest.mark.parametrize("confidence", [0.5, 1.0, 90.0, float("nan")])
+def test_a_confidence_that_is_no_probability_above_one_half_is_refused(confidence: float) -> None:
+    with pytest.raises(InvalidCalibration, match=f"confidence {confidence} is not between 0.5 and 1: use 0.9"):
+        fit([reference(1, 1)], confidence=confidence)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_point_of_no_time_is_refused(wrong: float) -> None:
+    with pytest.raises(ValidationError):
+        reference(wrong, 1)
+    with pytest.raises(ValidationError):
+        reference(1, wrong)

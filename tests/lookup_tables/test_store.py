@@ -1,0 +1,375 @@
+"""The contract of the store, on SQLite and on PostgreSQL."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import Engine, select, text
+from sqlalchemy.exc import DatabaseError
+
+from lookup_tables import models
+from lookup_tables.calibration import Point, Source, fit
+from lookup_tables.connection import reading, writing
+from lookup_tables.errors import (
+    DeviceConflict,
+    InvalidCalibration,
+    InvalidMeasurement,
+    MeasurementConflict,
+    NotPublishable,
+    UnknownDevice,
+    UnknownEdition,
+    UnknownMeasurement,
+    UnmeasuredBlocks,
+)
+from lookup_tables.store import TableStore
+from lookup_tables.table import Statistic
+from nas.blocks import Block
+from profiler.wire import DeviceClass, Execution, Result, ResultReceipt
+from tests.lookup_tables.results import (
+    BLOCKS,
+    NOON,
+    ONE_THREAD,
+    a_result,
+    described,
+    minutes,
+    result_id,
+    scaled,
+    timed,
+)
+
+
+@pytest.fixture
+def store(engine: Engine) -> TableStore:
+    store = TableStore(engine)
+    store.register_device("laptop", now=NOON, description=described())
+    return store
+
+
+def record(
+    store: TableStore, block: Block | None, result: Result, *, minute: float = 0, device: str = "laptop"
+) -> ResultReceipt:
+    return store.record_measurement(
+        result,
+        result_id=result_id(result),
+        device=device,
+        item_key=block.key if block else "network:abc",
+        block=block,
+        received_at=minutes(minute),
+    )
+
+
+def record_all(store: TableStore, blocks: tuple[Block, ...] = BLOCKS) -> list[str]:
+    results = [a_result(task=block.key, timing=scaled(index + 1)) for index, block in enumerate(blocks)]
+    return [record(store, block, result).measurement_id for block, result in zip(blocks, results, strict=True)]
+
+
+def test_a_device_is_registered_once_and_its_description_renewed(store: TableStore) -> None:
+    again = store.register_device("laptop", now=minutes(5), description=described(version="1.32.0"))
+    assert again.created_at == NOON
+    assert [device.name for device in store.devices()] == ["laptop"]
+    device = store.device("laptop")
+    assert device.described == described(version="1.32.0")
+    assert device.device_class == DeviceClass.LAPTOP_CPU
+
+
+def test_a_device_can_be_known_before_its_agent_comes(store: TableStore) -> None:
+    early = store.register_device("board", now=NOON, device_class=DeviceClass.JETSON)
+    assert (early.device_class, early.described) == (DeviceClass.JETSON, None)
+
+
+def test_two_machines_never_share_a_name(store: TableStore) -> None:
+    with pytest.raises(
+        DeviceConflict, match=r"'laptop' is another machine \(Example 9, hash mmmmmmmmmmmm\).*another --device name"
+    ):
+        store.register_device("laptop", now=NOON, description=described(machine="n" * 64))
+
+
+def test_unknown_device_says_how_to_make_it_known(store: TableStore) -> None:
+    with pytest.raises(UnknownDevice, match=r"device 'phone' is unknown: register it .*heatnas-agent --device phone"):
+        store.device("phone")
+
+
+def test_a_result_comes_back_exactly(store: TableStore) -> None:
+    result = a_result(timing=timed(tuple(range(10**9, 10**9 + 41)), (2**53 + 1, 7)))
+    receipt = record(store, BLOCKS[0], result)
+    assert receipt == ResultReceipt(measurement_id=result_id(result), late=False)
+    assert store.result(receipt.measurement_id) == result
+    assert result_id(store.result(receipt.measurement_id)) == result_id(result)
+
+
+def test_the_same_result_again_gets_the_same_receipt(store: TableStore) -> None:
+    result = a_result()
+    first = record(store, BLOCKS[0], result, minute=1)
+    again = store.record_measurement(
+        result,
+        result_id=result_id(result),
+        device="laptop",
+        item_key=BLOCKS[0].key,
+        block=BLOCKS[0],
+        received_at=minutes(9),
+        late=True,
+    )
+    assert again == first
+    [stored] = store.measurements("laptop")
+    assert stored.received_at == minutes(1)
+    assert stored.late is False
+    assert stored.fps == pytest.approx(1000)
+
+
+def test_another_result_under_the_same_id_is_refused(store: TableStore) -> None:
+    record(store, BLOCKS[0], a_result())
+    changed = a_result(timing=scaled(2))
+    with pytest.raises(MeasurementConflict, match=r"exists with other content.*hash of its own content"):
+        store.record_measurement(
+            changed,
+            result_id=result_id(a_result()),
+            device="laptop",
+            item_key=BLOCKS[0].key,
+            block=BLOCKS[0],
+            received_at=NOON,
+        )
+    assert store.result(result_id(a_result())) == a_result()
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (
+            a_result(timing=timed().model_copy(update={"hot_ms": 0.5, "low_ms": 0.5})),
+            r"hot_ms says 0.500000 but the median of the 3 samples in hot_ns is 1.000000",
+        ),
+        (a_result(timing=timed().model_copy(update={"cold_ns": ()})), "cold_ns holds no runs"),
+        (
+            a_result(timing=timed().model_copy(update={"cold_ns": (5, 0)})),
+            "cold_ns holds no runs, or one of no duration",
+        ),
+        (
+            a_result(timing=timed().model_copy(update={"low_ms": 1.001})),
+            r"hot_ms 1.000000 lies outside its own interval",
+        ),
+        (a_result(measured_at="2026-03-01T12:00:00"), r"'2026-03-01T12:00:00' has no time zone: send UTC"),
+        (a_result(measured_at="noon"), "'noon' is no ISO 8601 time"),
+    ],
+)
+def test_a_result_that_contradicts_itself_is_not_stored(store: TableStore, result: Result, message: str) -> None:
+    with pytest.raises(InvalidMeasurement, match=message):
+        record(store, BLOCKS[0], result)
+    assert store.measurements("laptop") == []
+
+
+def test_measurements_are_listed_newest_first_by_page(store: TableStore) -> None:
+    for minute in range(3):
+        record(store, BLOCKS[0], a_result(task=str(minute)), minute=minute)
+    record(store, BLOCKS[1], a_result(task="other"), minute=9)
+    assert [m.task_id for m in store.measurements("laptop", item_key=BLOCKS[0].key)] == ["2", "1", "0"]
+    assert [m.task_id for m in store.measurements("laptop", limit=2, offset=1)] == ["2", "1"]
+
+
+def test_unknown_measurement_says_where_ids_come_from(store: TableStore) -> None:
+    with pytest.raises(UnknownMeasurement, match="no measurement has the id nothing: copy one from a table row"):
+        store.result("nothing")
+
+
+def test_a_table_holds_the_newest_measurement_of_each_block(store: TableStore) -> None:
+    record_all(store)
+    newer = record(store, BLOCKS[0], a_result(task="again", timing=scaled(10)), minute=1)
+    edition = store.publish("laptop", ONE_THREAD, BLOCKS, now=minutes(2))
+    table = store.load(edition)
+    assert table.row(BLOCKS[0]).measurement == newer.measurement_id
+    # One thread: the mean of the hot (1 ms) and cold (1.45 ms) medians, times what each was scaled by.
+    assert [table[block] for block in BLOCKS] == pytest.approx([12.25, 2.45, 3.675])
+    assert table.row(BLOCKS[1]).fps == pytest.approx(1000 / 2.45)
+    assert (table.device, table.execution, table.statistic) == ("laptop", ONE_THREAD, Statistic.HALF)
+    assert (table.edition, table.created_at, table.content.runtime_version) == (edition, minutes(2), "1.31.1")
+
+
+def test_a_table_of_several_threads_holds_hot_medians(store: TableStore) -> None:
+    two = Execution(threads=2)
+    record(store, BLOCKS[0], a_result(execution=two))
+    table = store.load(store.publish("laptop", two, BLOCKS[:1], now=NOON))
+    assert (table[BLOCKS[0]], table.statistic) == (1.0, Statistic.HOT)
+
+
+def test_equal_content_is_one_edition(store: TableStore) -> None:
+    ids = record_all(store)
+    first = store.publish("laptop", ONE_THREAD, BLOCKS, now=minutes(1))
+    assert store.publish("laptop", ONE_THREAD, BLOCKS[::-1], now=minutes(2)) == first
+    assert store.publish_measurements("laptop", ONE_THREAD, reversed(ids), now=minutes(3)) == first
+    assert [(edition.id, edition.created_at, edition.row_count) for edition in store.editions()] == [
+        (first, minutes(1), 3)
+    ]
+
+
+def test_a_block_without_measurement_is_named(store: TableStore) -> None:
+    record_all(store, BLOCKS[:1])
+    with pytest.raises(UnmeasuredBlocks) as raised:
+        store.publish("laptop", ONE_THREAD, BLOCKS, now=NOON)
+    assert raised.value.blocks == BLOCKS[1:]
+    assert str(raised.value) == (
+        "2 block(s) have no measurement on laptop: wmsa 32 @8x16 spatial, wmsa 64 @8x16 tokens. "
+        "Measure them with `heatnas profile --device laptop --threads 1`."
+    )
+    assert store.editions() == []
+
+
+@pytest.mark.parametrize("flag", ["1", "yes", 1.0, "true"])
+def test_simulated_times_never_become_a_table(store: TableStore, flag: str | float) -> None:
+    receipt = record(store, BLOCKS[0], a_result(context={"simulated": flag}))
+    assert store.unmeasured("laptop", ONE_THREAD, BLOCKS[:1]) == BLOCKS[:1]
+    with pytest.raises(UnmeasuredBlocks):
+        store.publish("laptop", ONE_THREAD, BLOCKS[:1], now=NOON)
+    with pytest.raises(NotPublishable, match=r"is simulated: no table is published from it"):
+        store.publish_measurements("laptop", ONE_THREAD, [receipt.measurement_id], now=NOON)
+
+
+def test_only_the_same_execution_counts_as_measured(store: TableStore) -> None:
+    record(store, BLOCKS[0], a_result(execution=Execution(threads=2)))
+    assert store.unmeasured("laptop", ONE_THREAD, BLOCKS) == BLOCKS
+    assert store.unmeasured("laptop", Execution(threads=2), BLOCKS) == BLOCKS[1:]
+
+
+def test_a_new_runtime_version_makes_old_times_stale(store: TableStore) -> None:
+    [old, *_] = record_all(store)
+    store.register_device("laptop", now=minutes(1), description=described(version="1.32.0"))
+    assert store.unmeasured("laptop", ONE_THREAD, BLOCKS) == BLOCKS
+    new = record(store, BLOCKS[1], a_result(task="new"), minute=2).measurement_id
+    assert store.unmeasured("laptop", ONE_THREAD, BLOCKS) == (BLOCKS[0], BLOCKS[2])
+    with pytest.raises(NotPublishable, match=r"different onnxruntime versions \(1.31.1, 1.32.0\)"):
+        store.publish_measurements("laptop", ONE_THREAD, [old, new], now=NOON)
+
+
+def publish_of_another_device(store: TableStore) -> None:
+    store.register_device("board", now=NOON)
+    receipt = record(store, BLOCKS[0], a_result(), device="board")
+    store.publish_measurements("laptop", ONE_THREAD, [receipt.measurement_id], now=NOON)
+
+
+def publish_another_execution(store: TableStore) -> None:
+    receipt = record(store, BLOCKS[0], a_result(execution=Execution(threads=2)))
+    store.publish_measurements("laptop", ONE_THREAD, [receipt.measurement_id], now=NOON)
+
+
+def publish_a_network(store: TableStore) -> None:
+    receipt = record(store, None, a_result())
+    store.publish_measurements("laptop", ONE_THREAD, [receipt.measurement_id], now=NOON)
+
+
+def publish_a_block_twice(store: TableStore) -> None:
+    ids = [record(store, BLOCKS[0], a_result(task=task)).measurement_id for task in ("a", "b")]
+    store.publish_measurements("laptop", ONE_THREAD, ids, now=NOON)
+
+
+def publish_nothing(store: TableStore) -> None:
+    store.publish("laptop", ONE_THREAD, [], now=NOON)
+
+
+@pytest.mark.parametrize(
+    ("publish", "message"),
+    [
+        (publish_of_another_device, "is not of laptop: a table describes one device"),
+        (publish_another_execution, r"ran as .* with 2 thread\(s\), the table is for .* with 1 thread\(s\)"),
+        (publish_a_network, "is of network:abc, no block: leave it out"),
+        (publish_a_block_twice, "two of the measurements are of the same block"),
+        (publish_nothing, "a table needs at least one row"),
+    ],
+)
+def test_what_makes_no_table(store: TableStore, publish: Callable[[TableStore], None], message: str) -> None:
+    with pytest.raises(NotPublishable, match=message):
+        publish(store)
+    assert store.editions() == []
+
+
+@pytest.mark.parametrize("table", ["measurements", "editions", "rows", "calibrations"])
+@pytest.mark.parametrize("change", ["DELETE FROM {0}", "UPDATE {0} SET {1} = {1}"])
+def test_numbers_cannot_be_changed_or_deleted_even_by_hand(
+    store: TableStore, engine: Engine, table: str, change: str
+) -> None:
+    record_all(store)
+    edition = store.publish("laptop", ONE_THREAD, BLOCKS, now=NOON)
+    store.add_calibration(edition, fit([Point(label="a", sum_ms=10, measured_ms=11)]), now=NOON)
+    column = {"measurements": "hot_ms", "editions": "created_at", "rows": "latency_ms", "calibrations": "slope"}[table]
+    with (
+        pytest.raises(DatabaseError, match=f"{table} is append-only: add a new record instead"),
+        writing(engine) as session,
+    ):
+        session.execute(text(change.format(table, column)))
+    assert store.load(edition).edition == edition
+
+
+def test_the_latest_table_is_the_newest_that_covers_the_blocks(store: TableStore) -> None:
+    record_all(store)
+    whole = store.publish("laptop", ONE_THREAD, BLOCKS, now=minutes(1))
+    part = store.publish("laptop", ONE_THREAD, BLOCKS[:1], now=minutes(2))
+    assert [edition.id for edition in store.editions(device="laptop", execution=ONE_THREAD)] == [part, whole]
+    assert [edition.id for edition in store.editions(limit=1, offset=1)] == [whole]
+    assert store.latest("laptop", ONE_THREAD) == part
+    assert store.latest("laptop", ONE_THREAD, BLOCKS) == whole
+
+
+def test_no_table_says_what_is_missing(store: TableStore) -> None:
+    with pytest.raises(
+        UnknownEdition, match=r"'laptop' has no table for .* with 1 thread\(s\): measure one with `heatnas"
+    ):
+        store.latest("laptop", ONE_THREAD)
+    record_all(store)
+    store.publish("laptop", ONE_THREAD, BLOCKS[:1], now=NOON)
+    with pytest.raises(UnknownEdition, match=r"covers the space: the newest lacks 2 block\(s\), wmsa 32 @8x16 spatial"):
+        store.latest("laptop", ONE_THREAD, BLOCKS)
+    with pytest.raises(UnknownEdition, match="table edition 'none' is unknown: list the editions with GET /v1/tables"):
+        store.load("none")
+
+
+def test_rows_are_filtered_and_paged(store: TableStore) -> None:
+    record_all(store)
+    edition = store.publish("laptop", ONE_THREAD, BLOCKS, now=NOON)
+    total, rows = store.rows(edition)
+    assert (total, [row.kind for row in rows]) == (3, ["rep_cnn", "wmsa", "wmsa"])
+    total, rows = store.rows(edition, kind="wmsa", limit=1, offset=1)
+    assert (total, [row.channels_in for row in rows]) == (2, [64])
+    assert store.rows(edition, channels=32)[0] == 2
+    assert store.rows(edition, kind="stem") == (0, [])
+    with pytest.raises(UnknownEdition):
+        store.rows("none")
+
+
+def test_calibrations_are_revisions_that_never_change(store: TableStore) -> None:
+    record_all(store)
+    edition = store.publish("laptop", ONE_THREAD, BLOCKS, now=NOON)
+    with pytest.raises(InvalidCalibration, match=f"edition {edition} has no calibration: profile the device again"):
+        store.calibration(edition)
+    first = fit([Point(label="a", sum_ms=10, measured_ms=11), Point(label="b", sum_ms=20, measured_ms=23)])
+    second = first.corrected(Point(label="c", sum_ms=15, measured_ms=18, source=Source.VERIFICATION, measurement="m"))
+    for calibration in (first, second, first):
+        store.add_calibration(edition, calibration, now=NOON)
+    assert store.calibration(edition) == second
+    assert store.calibration(edition, 1) == first
+    assert store.calibrations(edition) == (first, second)
+    with pytest.raises(InvalidCalibration, match="has a revision 1 with other numbers"):
+        store.add_calibration(edition, fit(first.points[:1]), now=NOON)
+    with pytest.raises(InvalidCalibration, match="has no calibration revision 3"):
+        store.calibration(edition, 3)
+
+
+def test_concurrent_writers_of_the_same_things_agree(store: TableStore, engine: Engine) -> None:
+    result, failures, ready = a_result(), [], threading.Barrier(4)
+
+    def work() -> None:
+        ready.wait()
+        try:
+            for _ in range(5):
+                store.register_device("shared", now=NOON)
+                record(store, BLOCKS[0], result)
+                store.publish("laptop", ONE_THREAD, BLOCKS[:1], now=NOON)
+        except Exception as error:  # noqa: BLE001 - told to the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with reading(engine) as session:
+        assert len(session.scalars(select(models.Measurement)).all()) == 1
+    assert len(store.editions()) == 1
+    assert [device.name for device in store.devices()] == ["laptop", "shared"]
