@@ -24,7 +24,7 @@ class Statistic(StrEnum):
 
 def statistic_for(execution: Execution) -> Statistic:
     """Choose what predicts whole networks best: `half` with one thread, `hot` with several."""
-    return Statistic.HOT
+    return Statistic.HALF if execution.threads == 1 else Statistic.HOT
 
 
 def latency_ms(statistic: Statistic, *, hot_ms: float, cold_ms: float) -> float:

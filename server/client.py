@@ -6,6 +6,7 @@ ClientError
 └── JobNotSucceeded     a job that was waited for failed or was cancelled: `job`
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
@@ -174,6 +175,11 @@ class Client:
         """Tell where a job stands."""
         return Job.model_validate(self._json("GET", f"/v1/jobs/{_part(job)}"))
 
+    def jobs(self, *, state: str | None = None, limit: int = 20) -> list[Job]:
+        """List the newest jobs, those in a state only where one is given."""
+        query: dict[str, str | int] = {"limit": limit} | ({"state": state} if state else {})
+        return [Job.model_validate(item) for item in self._json("GET", "/v1/jobs", query=query)["items"]]
+
     def events(self, job: str, *, after: int = 0) -> list[Event]:
         """List what happened to a job after the event numbered `after`."""
         listed = self._pages(f"/v1/jobs/{_part(job)}/events", {"after": after})
@@ -220,6 +226,14 @@ class Client:
     def download(self, job: str, name: str) -> bytes:
         """Fetch one file of a job."""
         return self._send("GET", f"/v1/jobs/{_part(job)}/artifacts/{_part(name)}").content
+
+    def export_table(self, edition: str, form: Literal["json", "csv"]) -> bytes:
+        """Fetch a table edition as a file."""
+        return self._send("GET", f"/v1/tables/{_part(edition)}/export", query={"format": form}).content
+
+    def import_table(self, content: bytes) -> Json:
+        """Hand a JSON export to the server; the same again changes nothing."""
+        return self._json("POST", "/v1/tables/import", body=json.loads(content))
 
     def importance(self, supernet: str) -> Json:
         """Return the importance of a supernet, and where it comes from."""

@@ -5,16 +5,16 @@ the same executor id takes up every job where it was. Steps run at least once, o
 idempotent. The engine keeps its state in a database of its own; what users see is in our `jobs` tables.
 """
 
-import logging
+import contextlib
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, Queue, SetWorkflowID
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
 T = TypeVar("T")
-Json = dict[str, Any]
 
 APPLICATION_VERSION = "1"
 """Raised only when a running job could not go on with newer code; unlike a source hash it survives every upgrade."""
@@ -24,6 +24,9 @@ EXECUTOR = "worker"
 
 QUEUE = "jobs"
 POLL_SECONDS = 0.5
+
+MAX_RECOVERIES = 1000
+"""Times that a job is taken up again after its worker died; a job whose worker dies that often is given up."""
 
 
 class Steps(Protocol):
@@ -35,7 +38,18 @@ class Steps(Protocol):
 
 
 Workflow = Callable[[str, Steps], None]
-"""Runs one job to its end, by id."""
+"""Runs one job to its end, by id. Raising a `BaseException` that is no `Exception` leaves the job unfinished."""
+
+
+class EngineState(StrEnum):
+    """Where the engine stands with a job."""
+
+    UNFINISHED = "unfinished"
+    """Queued, running, or waiting for its worker to come back."""
+    FINISHED = "finished"
+    """The workflow has returned; whether the job succeeded stands in our own tables."""
+    GIVEN_UP = "given up"
+    """It will never be run again: cancelled, failed in the engine, or recovered too often."""
 
 
 class JobEngine(Protocol):
@@ -48,71 +62,100 @@ class JobEngine(Protocol):
         """Run a job; the same id again changes nothing."""
 
     def cancel(self, job: str) -> None:
-        """Start no further step of a job."""
+        """Start no further step of a job; a finished one stays finished."""
 
-    def state(self, job: str) -> str | None:
-        """Tell the engine's own state of a job, None when it never saw it."""
+    def state(self, job: str) -> EngineState | None:
+        """Tell where the engine stands with a job, None when it never saw it."""
+
+    def unfinished(self) -> tuple[str, ...]:
+        """List the jobs that are queued or running, oldest first."""
 
     def stop(self) -> None:
         """Stop working; unfinished jobs stay where they are."""
 
 
 class DbosEngine:
-    """The port on DBOS Transact, with SQLite in write-ahead mode or PostgreSQL."""
+    """The port on DBOS Transact, with SQLite in write-ahead mode or PostgreSQL. One at a time in a process."""
 
-    def __init__(self, url: str, workflow: Workflow, *, concurrency: int = 4) -> None:
+    def __init__(
+        self, url: str, workflow: Workflow, *, concurrency: int = 4, poll_seconds: float = POLL_SECONDS
+    ) -> None:
         """Configure the engine; nothing is read or written before `start`.
 
         Args:
             url: database of the engine, `sqlite:///path` or `postgresql://...`.
             workflow: what runs a job.
             concurrency: jobs worked on at the same time.
+            poll_seconds: between two looks at the queue.
         """
-        self._url = url
-        self._queue = Queue(QUEUE, worker_concurrency=concurrency, polling_interval_sec=POLL_SECONDS)
-        config: DBOSConfig = {
-            "name": "heatnas",
-            "system_database_url": url,
-            "serializer": DBOSPortableJSONSerializer(),  # the default pickles: whoever writes the file could run code
-            "application_version": APPLICATION_VERSION,
-            "executor_id": EXECUTOR,
-            "enable_otlp": False,
-            "log_level": "WARNING",
-        }
-        self._dbos = DBOS(config=config)
-        self._run = DBOS.workflow(name="job")(self._workflow(workflow))
-
-    @staticmethod
-    def _workflow(workflow: Workflow) -> Callable[[str], None]:
-        def job(job_id: str) -> None:
-            workflow(job_id, _step)
-
-        return job
+        self._url, self._workflow = url, workflow
+        self._concurrency, self._poll_seconds = concurrency, poll_seconds
+        self._run: Callable[[str], None] = self._unstarted
 
     def start(self) -> None:
         """Take up unfinished jobs and begin to work."""
         if self._url.startswith("sqlite:///"):
             _use_write_ahead_log(Path(self._url.removeprefix("sqlite:///")))
-        logging.getLogger("dbos").setLevel(logging.WARNING)
+        DBOS(config=self._config())
+
+        @DBOS.workflow(name="job", max_recovery_attempts=MAX_RECOVERIES)
+        def job(job_id: str) -> None:
+            self._workflow(job_id, _step)
+
+        self._run = job
         DBOS.launch()
+        DBOS.register_queue(
+            QUEUE,
+            worker_concurrency=self._concurrency,
+            polling_interval_sec=self._poll_seconds,
+            on_conflict="always_update",
+        )
 
     def submit(self, job: str) -> None:
         """Run a job; the same id again changes nothing."""
         with SetWorkflowID(job):
-            self._queue.enqueue(self._run, job)
+            DBOS.enqueue_workflow(QUEUE, self._run, job)
 
     def cancel(self, job: str) -> None:
-        """Start no further step of a job."""
+        """Start no further step of a job; a finished one stays finished."""
         DBOS.cancel_workflow(job)
 
-    def state(self, job: str) -> str | None:
-        """Tell the engine's own state of a job, None when it never saw it."""
+    def state(self, job: str) -> EngineState | None:
+        """Tell where the engine stands with a job, None when it never saw it."""
         status = DBOS.get_workflow_status(job)
-        return None if status is None else str(status.status)
+        return None if status is None else _state(status.status)
+
+    def unfinished(self) -> tuple[str, ...]:
+        """List the jobs that are queued or running, oldest first."""
+        found = DBOS.list_workflows(status=list(_UNFINISHED), load_input=False, load_output=False)
+        return tuple(workflow.workflow_id for workflow in found)
 
     def stop(self) -> None:
         """Stop working; unfinished jobs stay where they are."""
         DBOS.destroy(destroy_registry=True)
+
+    def _config(self) -> DBOSConfig:
+        return {
+            "name": "heatnas",
+            "system_database_url": self._url,
+            "serializer": DBOSPortableJSONSerializer(),  # the default pickles: whoever writes the file could run code
+            "application_version": APPLICATION_VERSION,
+            "executor_id": EXECUTOR,
+            "log_level": "WARNING",
+        }
+
+    @staticmethod
+    def _unstarted(job: str) -> None:
+        raise RuntimeError(f"job {job} was submitted to an engine that is not started: call start() first")
+
+
+_UNFINISHED = frozenset({"ENQUEUED", "PENDING", "DELAYED"})
+
+
+def _state(status: str) -> EngineState:
+    if status in _UNFINISHED:
+        return EngineState.UNFINISHED
+    return EngineState.FINISHED if status == "SUCCESS" else EngineState.GIVEN_UP
 
 
 def _step(name: str, function: Callable[[], T]) -> T:
@@ -123,20 +166,5 @@ def _step(name: str, function: Callable[[], T]) -> T:
 def _use_write_ahead_log(path: Path) -> None:
     """Switch the file to WAL once; the mode is a property of the file, and the engine opens it later."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with sqlite3.connect(path, timeout=30) as connection:
+    with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-    connection.close()
-
-
-def run_inline(workflow: Workflow, job: str, finished: Mapping[str, Any]) -> Json:
-    """Run a job here and now without durability, skipping steps that are `finished`; return all step results."""
-    results: Json = dict(finished)
-
-    def step(name: str, function: Callable[[], T]) -> T:
-        if name not in results:
-            results[name] = function()
-        value: T = results[name]
-        return value
-
-    workflow(job, step)
-    return results

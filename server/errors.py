@@ -16,6 +16,7 @@ ServerError
 ├── JobCancelled       the job was cancelled while it worked
 ├── ChildFailed        heavy work failed in its child process
 ├── TasksFailed        the device could not measure some graphs: see why, mend, submit again
+├── PortTaken          the server's address is in use: choose another
 ├── UnknownBlob        nothing is stored under that hash
 └── DamagedBlob        what is stored under a hash has another one: restore the file from a backup
 """
@@ -99,3 +100,7 @@ class ChildFailed(ServerError):
 
 class TasksFailed(ServerError):
     """A device could not measure some of the graphs a job needs."""
+
+
+class PortTaken(ServerError):
+    """Nothing can listen at the server's address."""

@@ -1,0 +1,496 @@
+"""The command `heatnas`: serve, work, train, profile, thin, and look at what came out.
+
+Everything heavy is imported by the command that needs it, so that `--help` answers at once on a base install.
+"""
+
+import json
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from server.client import Client, Job, JobKind
+
+DEFAULT_DATA = Path("heatnas-data")
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+EXTRA_OF = {
+    **dict.fromkeys(
+        ("sqlalchemy", "alembic", "dbos", "fastapi", "starlette", "uvicorn", "pydantic_settings", "scipy", "plotly"),
+        "server",
+    ),
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "pycocotools", "PIL"), "train"),
+    "psycopg": "postgres",
+}
+"""Which extra brings a module that a base install lacks."""
+
+app = typer.Typer(
+    name="heatnas",
+    help="Say a target FPS, get a detector that was measured at it on your device.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+data_app = typer.Typer(help="Data sets that the product makes itself.", no_args_is_help=True)
+table_app = typer.Typer(help="Lookup tables: show, export, import.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(table_app, name="table")
+
+DataOption = Annotated[
+    Path, typer.Option("--data", envvar="HEATNAS_DATA", help="The server's folder: databases, files, token.")
+]
+ServerOption = Annotated[str, typer.Option("--server", envvar="HEATNAS_SERVER", help="Address of the server.")]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        envvar="HEATNAS_TOKEN",
+        help="The server's token; by default the one in the file `token` of the data folder.",
+        show_default=False,
+    ),
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Submit and return; do not wait for the job.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed: the same again gives the same.")]
+SpaceOption = Annotated[str, typer.Option(help="Search space; `heatnas spaces` lists them.")]
+DeviceOption = Annotated[str, typer.Option(help="Device, as its agent was named.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="Threads of the runtime; each has its own table.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line; errors of the product are one line, not a traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        _fail(missing_module(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("heatnas: stopped\n")
+        raise SystemExit(130) from None
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        _fail(str(error))
+
+
+@app.command()
+def serve(
+    *,
+    data: DataOption = DEFAULT_DATA,
+    host: Annotated[str, typer.Option(envvar="HEATNAS_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="HEATNAS_PORT", min=1, max=65535, help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve the REST interface and run jobs, on one data folder.
+
+    Example: `heatnas serve --data my-data --port 8000`
+    """
+    from server.auth import ensure_token  # noqa: PLC0415
+    from server.serving import serve as run  # noqa: PLC0415
+    from server.settings import Settings  # noqa: PLC0415
+
+    settings = Settings(data=data, host=host, port=port)
+
+    def announce() -> None:
+        token, is_new = ensure_token(settings.data)
+        typer.echo(f"HeatNAS on http://{_shown_host(host)}:{port}, data in {settings.data.resolve()}")
+        typer.echo(f"token: {token}" if is_new else f"token: in {settings.data / 'token'}")
+
+    run(settings, announce)
+
+
+@app.command()
+def worker(
+    *,
+    data: DataOption = DEFAULT_DATA,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
+) -> None:
+    """Run jobs without serving; `heatnas serve` already starts a worker.
+
+    Example: `heatnas worker --data my-data`
+    """
+    from server.settings import Settings  # noqa: PLC0415
+    from server.worker import run_worker  # noqa: PLC0415
+
+    run_worker(Settings(data=data), with_parent=with_parent)
+
+
+@app.command()
+def train(
+    *,
+    space: SpaceOption = "heatdetr-nano",
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the server's.")] = None,
+    images: Annotated[int | None, typer.Option(min=8, help="Training images; default: the server's.")] = None,
+    seed: SeedOption = 0,
+    noise: Annotated[
+        str, typer.Option(help="Noise on the logits: gumbel, or uniform as the paper prints it.")
+    ] = "gumbel",
+    server: ServerOption = DEFAULT_SERVER,
+    token: TokenOption = None,
+    data: DataOption = DEFAULT_DATA,
+    detach: DetachOption = False,
+) -> None:
+    """Train a supernet and read the importance of each choice.
+
+    Example: `heatnas train --space heatdetr-nano --steps 500`
+    """
+    parameters = {"space": space, "seed": seed, "noise": noise} | _given(steps=steps, images=images)
+    with _client(server, token, data) as client:
+        _run_job(client, "train", parameters, detach=detach)
+
+
+@app.command()
+def profile(
+    *,
+    device: DeviceOption,
+    space: SpaceOption = "heatdetr-nano",
+    classes: Annotated[int, typer.Option(min=1, help="Object classes of the head.")] = 3,
+    threads: ThreadsOption = 1,
+    references: Annotated[int, typer.Option(min=1, help="Whole networks measured to calibrate the table.")] = 6,
+    seed: SeedOption = 0,
+    server: ServerOption = DEFAULT_SERVER,
+    token: TokenOption = None,
+    data: DataOption = DEFAULT_DATA,
+    detach: DetachOption = False,
+) -> None:
+    """Have a device time every block of a space, and publish its table.
+
+    The device's agent must be running: `heatnas-agent --server URL --token TOKEN --device laptop`
+
+    Example: `heatnas profile --device laptop --space heatdetr-nano`
+    """
+    parameters = {
+        "device": device,
+        "space": space,
+        "classes": classes,
+        "threads": threads,
+        "references": references,
+        "seed": seed,
+    }
+    with _client(server, token, data) as client:
+        _run_job(client, "profile", parameters, detach=detach)
+
+
+@app.command()
+def thin(
+    *,
+    device: DeviceOption,
+    target_fps: Annotated[float, typer.Option(help="Frames per second to reach on the device.")],
+    supernet: Annotated[str, typer.Option(help="Id of the trained supernet, or latest.")] = "latest",
+    verify: Annotated[bool, typer.Option(help="Export, score and measure the answer, and correct it.")] = True,
+    solver: Annotated[str, typer.Option(help="thin_all_stages, thin_paper or exact.")] = "thin_all_stages",
+    threads: ThreadsOption = 1,
+    edition: Annotated[str | None, typer.Option(help="Table edition; default: the newest.")] = None,
+    max_rounds: Annotated[int, typer.Option(min=1, max=10, help="Measured rounds before a miss is final.")] = 3,
+    server: ServerOption = DEFAULT_SERVER,
+    token: TokenOption = None,
+    data: DataOption = DEFAULT_DATA,
+    detach: DetachOption = False,
+) -> None:
+    """Find the detector that reaches a target FPS on a device, and measure it there.
+
+    Example: `heatnas thin --device laptop --target-fps 60 --supernet latest`
+    """
+    parameters: dict[str, Any] = {
+        "device": device,
+        "supernet": supernet,
+        "target_fps": target_fps,
+        "verify": verify,
+        "solver": solver,
+        "threads": threads,
+        "max_rounds": max_rounds,
+    } | _given(edition=edition)
+    with _client(server, token, data) as client:
+        _run_job(client, "thin", parameters, detach=detach)
+
+
+@app.command()
+def jobs(
+    *,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state, such as running.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Most jobs listed.")] = 20,
+    server: ServerOption = DEFAULT_SERVER,
+    token: TokenOption = None,
+    data: DataOption = DEFAULT_DATA,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first.
+
+    Example: `heatnas jobs --state running`
+    """
+    from server.console import table  # noqa: PLC0415
+
+    with _client(server, token, data) as client:
+        found = client.jobs(state=state, limit=limit)
+    if as_json:
+        typer.echo(json.dumps([job.model_dump() for job in found], indent=1))
+        return
+    rows = [(job.id, job.kind, job.state, f"{job.progress:.0%}", job.failure) for job in found]
+    typer.echo(table(("job", "kind", "state", "progress", "error"), rows))
+
+
+@app.command()
+def show(
+    job: Annotated[str, typer.Argument(help="Id of the job.")],
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    token: TokenOption = None,
+    data: DataOption = DEFAULT_DATA,
+    as_json: JsonOption = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until the job ends.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Folder to save the job's files in.")] = None,
+) -> None:
+    """Show a job: what happened, its result and its files.
+
+    Example: `heatnas show thin-0a1b2c3d4e5f --save answer`
+    """
+    with _client(server, token, data) as client:
+        seen = client.job(job)
+        if as_json:
+            typer.echo(json.dumps(client.outcome(seen), indent=1))
+        elif follow and not seen.is_final:
+            _follow(client, seen)
+        else:
+            _show(client, seen)
+        if save is not None:
+            _save_files(client, seen, save)
+
+
+@app.command()
+def cancel(
+    job: Annotated[str, typer.Argument(help="Id of the job.")],
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    token: TokenOption = None,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Stop a job; what was measured is kept.
+
+    Example: `heatnas cancel train-0a1b2c3d4e5f`
+    """
+    with _client(server, token, data) as client:
+        typer.echo(f"job {job} is {client.cancel(job).state}")
+
+
+@app.command()
+def spaces() -> None:
+    """List the search spaces.
+
+    Example: `heatnas spaces`
+    """
+    from nas.macs import gmacs  # noqa: PLC0415
+    from nas.space import SPACE_NAMES, named_space  # noqa: PLC0415
+    from server.console import table  # noqa: PLC0415
+
+    rows = []
+    for name in SPACE_NAMES:
+        space = named_space(name, classes=3)
+        inputs = " ".join(f"{height}x{width}" for height, width in space.images)
+        low, high = (gmacs(space.blocks(config)) for config in (space.smallest(), space.largest()))
+        rows.append((name, inputs, f"{low:.3f}", f"{high:.3f}", str(len(space.all_blocks()))))
+    typer.echo(table(("space", "input sizes", "smallest GMACs", "largest GMACs", "table rows"), rows))
+
+
+@data_app.command("make")
+def make_data(
+    folder: Annotated[Path, typer.Argument(help="Folder to make; it must not hold anything else.")],
+    *,
+    images: Annotated[int, typer.Option(min=1, help="Training images.")] = 1200,
+    held_out: Annotated[int, typer.Option(min=1, help="Validation images.")] = 160,
+    size: Annotated[int, typer.Option(min=48, help="Side of the square images, in pixels.")] = 192,
+    seed: SeedOption = 0,
+) -> None:
+    """Draw a detection data set in COCO format: textured shapes, the same for the same seed.
+
+    Example: `heatnas data make shapes --images 1200 --seed 0`
+    """
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from supernet.procedural import make_dataset  # noqa: PLC0415
+
+    with Progress(transient=True) as bar:
+        drawing = bar.add_task("drawing", total=images + held_out)
+        make_dataset(
+            folder,
+            images=images,
+            size=size,
+            seed=seed,
+            held_out=held_out,
+            progress=lambda done, _: bar.update(drawing, completed=done),
+        )
+    typer.echo(f"{images} training and {held_out} validation images in {folder}")
+
+
+@table_app.command("show")
+def show_table(
+    edition: Annotated[str, typer.Argument(help="Id of the edition.")],
+    *,
+    kind: Annotated[str | None, typer.Option(help="Only blocks of this kind, such as wmsa.")] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    token: TokenOption = None,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Print the rows of a table in milliseconds and frames per second.
+
+    Example: `heatnas table show 0123456789abcdef --kind wmsa`
+    """
+    from server.console import table  # noqa: PLC0415
+
+    with _client(server, token, data) as client:
+        found = client.rows(edition)
+    rows = [
+        (row["label"], f"{row['latency_ms']:.4f}", f"{row['fps']:.2f}", f"{row['hot_ms']:.4f}", f"{row['cold_ms']:.4f}")
+        for row in found
+        if kind is None or row["kind"] == kind
+    ]
+    typer.echo(table(("block", "ms", "FPS", "hot ms", "cold ms"), rows))
+
+
+@table_app.command("export")
+def export_table(
+    edition: Annotated[str, typer.Argument(help="Id of the edition.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write; .csv or .json decides the format.")],
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    token: TokenOption = None,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Write a table to a file: JSON can be imported elsewhere, CSV is for spreadsheets.
+
+    Example: `heatnas table export 0123456789abcdef --out laptop.json`
+    """
+    form = out.suffix.removeprefix(".").lower()
+    if form not in {"json", "csv"}:
+        _fail(f"cannot tell the format of {out}: end its name in .json or .csv")
+    with _client(server, token, data) as client:
+        content = client.export_table(edition, form)
+    out.write_bytes(content)
+    typer.echo(f"edition {edition} is in {out}")
+
+
+@table_app.command("import")
+def import_table(
+    file: Annotated[Path, typer.Argument(help="A JSON export.", exists=True, dir_okay=False)],
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    token: TokenOption = None,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Take over a table that was exported elsewhere.
+
+    Example: `heatnas table import laptop.json`
+    """
+    with _client(server, token, data) as client:
+        imported = client.import_table(file.read_bytes())
+    typer.echo(f"edition {imported['edition']} is here")
+
+
+def missing_module(error: ModuleNotFoundError) -> str:
+    """Say which extra brings the module that an import did not find."""
+    name = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF.get(name)
+    if extra is None:
+        return f"the module {error.name} is missing: install HeatNAS again"
+    also = "" if extra == "server" else ', or everything: pip install "heatnas[all]"'
+    return f'this command needs the extra {extra!r} (module {name} is missing): pip install "heatnas[{extra}]"{also}'
+
+
+def find_token(token: str | None, data: Path) -> str:
+    """Return the token that was given, or else the one in the data folder."""
+    if token:
+        return token
+    path = data / "token"
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        _fail(
+            f"no token: {path} cannot be read ({error.strerror}). Give --token (or HEATNAS_TOKEN), or --data with the "
+            "folder of a server on this machine"
+        )
+
+
+@contextmanager
+def _client(server: str, token: str | None, data: Path) -> "Iterator[Client]":
+    from server.client import Client  # noqa: PLC0415
+
+    with Client(server, find_token(token, data), patience_seconds=5) as client:
+        yield client
+
+
+def _run_job(client: "Client", kind: "JobKind", parameters: dict[str, Any], *, detach: bool) -> None:
+    """Submit a job and follow it to its end."""
+    job = client.submit(kind, parameters, idempotency_key=secrets.token_hex(16))
+    typer.echo(f"{kind} job {job.id}")
+    if not detach:
+        _follow(client, job)
+
+
+def _follow(client: "Client", job: "Job") -> None:
+    from server.console import follow  # noqa: PLC0415
+
+    try:
+        ended = follow(client, job, sys.stdout)
+    except KeyboardInterrupt:
+        typer.echo(f"the job goes on: `heatnas show {job.id} --follow` follows it, `heatnas cancel {job.id}` stops it")
+        raise
+    _tell_outcome(client, ended)
+
+
+def _show(client: "Client", job: "Job") -> None:
+    for event in client.events(job.id):
+        typer.echo(event.message)
+    for file in client.artifacts(job.id):
+        typer.echo(f"file {file.name}, {file.bytes} bytes, SHA-256 {file.sha256}")
+    if job.is_final:
+        _tell_outcome(client, job)
+    else:
+        typer.echo(f"{job.kind} job {job.id} is {job.state}, {job.progress:.0%} done")
+
+
+def _tell_outcome(client: "Client", job: "Job") -> None:
+    from server.console import result_text  # noqa: PLC0415
+
+    typer.echo(result_text(job.kind, client.outcome(job)))
+
+
+def _save_files(client: "Client", job: "Job", folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in client.artifacts(job.id):
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", file.name).lstrip(".") or "file"
+        (folder / name).write_bytes(client.download(job.id, file.name))
+        typer.echo(f"saved {folder / name}")
+
+
+def _given(**values: object) -> dict[str, object]:
+    """Leave out what was not given: the server has the defaults."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _shown_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _is_ours(error: Exception) -> bool:
+    """Tell whether an error is one of the product's own, which speak for themselves."""
+    roots = {"NasError", "ProfilerError", "TablesError", "SupernetError", "ServerError", "ClientError"}
+    return any(kind.__name__ in roots for kind in type(error).__mro__)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"heatnas: {message}\n")
+    raise SystemExit(1)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Web process and worker together: started, watched and stopped as one command.
+
+The web process is this one; the worker is its child, started again when it dies, and gone when this process is.
+"""
+
+import contextlib
+import errno
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from server.app import create_app
+from server.errors import PortTaken
+from server.settings import Settings
+
+STOP_SECONDS = 15.0
+"""How long a worker that was asked to stop may take."""
+
+LONGEST_PAUSE_SECONDS = 30.0
+"""Before a worker that keeps dying is started once more."""
+
+HEALTHY_SECONDS = 60.0
+"""A worker that lived so long died of something new: it is started again at once."""
+
+
+def serve(settings: Settings, announce: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `announce` is called once the address is taken.
+
+    Raises:
+        PortTaken: something else listens at the address.
+        NewerDatabase: the data folder was written by a newer version.
+    """
+    listening = _listen(settings)
+    signal.signal(signal.SIGTERM, _noted)  # uvicorn raises the signal again once it has shut down
+    signal.signal(signal.SIGINT, _noted)
+    with listening:
+        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", timeout_graceful_shutdown=5))
+        announce()
+        worker = WorkerProcess(settings)
+        worker.start()
+        try:
+            server.run(sockets=[listening])
+        finally:
+            worker.stop()
+
+
+class WorkerProcess:
+    """The worker as a child process that is kept alive."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._command = [sys.executable, "-m", "server.cli", "worker", "--data", str(settings.data), "--with-parent"]
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="worker-watcher", daemon=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the worker, and start it again whenever it dies."""
+        self._process = self._spawn()
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Ask the worker to stop; kill it when it does not."""
+        self._stopping.set()
+        self._watcher.join()
+        process = self._process
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _close(process)
+
+    def _watch(self) -> None:
+        pause, started = 0.0, time.monotonic()
+        while not self._stopping.wait(0.2):
+            process = self._process
+            if process is None or process.poll() is None:
+                continue
+            _close(process)
+            pause = 0.5 if time.monotonic() - started > HEALTHY_SECONDS else min(2 * pause + 0.5, LONGEST_PAUSE_SECONDS)
+            sys.stderr.write(f"heatnas: the worker ended with {process.returncode}; started again in {pause:.1f} s\n")
+            if self._stopping.wait(pause):
+                return
+            self._process, started = self._spawn(), time.monotonic()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # The pipe to its standard input closes with this process, however it ends.
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        if error.errno not in {errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL}:
+            raise
+        raise PortTaken(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): "
+            "stop what runs there, or choose another --port (or --host)"
+        ) from error
+    return listening
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """Let the signal pass: the shutdown it asked for is under way."""
