@@ -3,12 +3,12 @@ from pathlib import Path
 from shutil import copyfile
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from nas.config import Config
 from nas.space import SearchSpace
 from server import migrations
-from server.database import make_engine
+from server.database import Base, make_engine
 from tests.databases import new_database, running_postgres
 from tests.planted_space import every_config, small_space
 
@@ -31,34 +31,37 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server: str) -> str:
-    _migrate(new_database(postgres_server, "template_heatnas"))
-    return "template_heatnas"
+def postgres_engine(postgres_server: str) -> Iterator[Engine]:
+    """Yield a PostgreSQL database with our schema; `engine` empties it before each test."""
+    engine = _migrated(new_database(postgres_server, "heatnas"))
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "heatnas.sqlite"
-    _migrate(f"sqlite:///{path}")
+    _migrated(f"sqlite:///{path}").dispose()
     return path
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """Yield a fresh database with our schema: once a SQLite file, once PostgreSQL."""
+    """Yield an empty database with our schema: once a SQLite file, once PostgreSQL."""
     if request.param == "sqlite":
         path = tmp_path / "heatnas.sqlite"
         copyfile(request.getfixturevalue("sqlite_template"), path)
-        url = f"sqlite:///{path}"
-    else:
-        template = request.getfixturevalue("postgres_template")
-        url = new_database(request.getfixturevalue("postgres_server"), f"test_{tmp_path.name}", template=template)
-    engine = make_engine(url)
+        engine = make_engine(f"sqlite:///{path}")
+        yield engine
+        engine.dispose()
+        return
+    engine = request.getfixturevalue("postgres_engine")
+    with engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)} CASCADE"))
     yield engine
-    engine.dispose()
 
 
-def _migrate(url: str) -> None:
+def _migrated(url: str) -> Engine:
     engine = make_engine(url)
     migrations.upgrade(engine)
-    engine.dispose()
+    return engine

@@ -52,10 +52,10 @@ def running_postgres() -> Iterator[str]:
             server.wait(START_SECONDS)
 
 
-def new_database(server_url: str, name: str, *, template: str = "template1") -> str:
-    """Create a copy of a template, empty by default, on a server and return its URL."""
+def new_database(server_url: str, name: str) -> str:
+    """Create an empty database on a server and return its URL."""
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')  # type: ignore[call-overload]
+        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
     return server_url.replace("/postgres?", f"/{name}?")
 
 
