@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -366,9 +366,14 @@ def export_table(
 
     Example: `heatnas table export 0123456789abcdef --out laptop.json`
     """
-    form = out.suffix.removeprefix(".").lower()
-    if form not in {"json", "csv"}:
-        _fail(f"cannot tell the format of {out}: end its name in .json or .csv")
+    form: Literal["json", "csv"]
+    match out.suffix.lower():
+        case ".json":
+            form = "json"
+        case ".csv":
+            form = "csv"
+        case _:
+            _fail(f"cannot tell the format of {out}: end its name in .json or .csv")
     with _client(server, token, data) as client:
         content = client.export_table(edition, form)
     out.write_bytes(content)
@@ -387,8 +392,12 @@ def import_table(
 
     Example: `heatnas table import laptop.json`
     """
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        _fail(f"{file} is not JSON ({error}): import what `heatnas table export --out FILE.json` wrote")
     with _client(server, token, data) as client:
-        imported = client.import_table(file.read_bytes())
+        imported = client.import_table(content)
     typer.echo(f"edition {imported['edition']} is here")
 
 

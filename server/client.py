@@ -6,7 +6,6 @@ ClientError
 └── JobNotSucceeded     a job that was waited for failed or was cancelled: `job`
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
@@ -231,9 +230,9 @@ class Client:
         """Fetch a table edition as a file."""
         return self._send("GET", f"/v1/tables/{_part(edition)}/export", query={"format": form}).content
 
-    def import_table(self, content: bytes) -> Json:
-        """Hand a JSON export to the server; the same again changes nothing."""
-        return self._json("POST", "/v1/tables/import", body=json.loads(content))
+    def import_table(self, content: Json) -> Json:
+        """Hand an export to the server; the same again changes nothing."""
+        return self._json("POST", "/v1/tables/import", body=content)
 
     def importance(self, supernet: str) -> Json:
         """Return the importance of a supernet, and where it comes from."""

@@ -133,7 +133,8 @@ def answer_text(result: Mapping[str, Any]) -> str:
         "predicted": f"target {result['target_fps']:.2f} FPS predicted to hold; not measured",
     }[result["status"]]
     evidence = (
-        f"{result['gmacs']:.4f} GMACs, solver {result['solver']}, gap {result['gap']:.2f}, edition {result['edition']}, "
-        f"calibration revision {result['calibration_revision']}, supernet {result['supernet']}"
+        f"{result['gmacs']:.4f} GMACs, solver {result['solver']}, gap {result['gap']:.2f}, "
+        f"edition {result['edition']}, calibration revision {result['calibration_revision']}, "
+        f"supernet {result['supernet']}"
     )
     return f"{verdict}\n{table(header, rows)}\n{evidence}"

@@ -16,6 +16,7 @@ ServerError
 ├── JobCancelled       the job was cancelled while it worked
 ├── ChildFailed        heavy work failed in its child process
 ├── TasksFailed        the device could not measure some graphs: see why, mend, submit again
+├── WorkerRunning      another worker works on the data folder: one is enough
 ├── PortTaken          the server's address is in use: choose another
 ├── UnknownBlob        nothing is stored under that hash
 └── DamagedBlob        what is stored under a hash has another one: restore the file from a backup
@@ -104,3 +105,7 @@ class TasksFailed(ServerError):
 
 class PortTaken(ServerError):
     """Nothing can listen at the server's address."""
+
+
+class WorkerRunning(ServerError):
+    """Another worker holds the data folder."""

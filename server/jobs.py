@@ -98,6 +98,12 @@ class Jobs:
             wanted = select(Job.id).where(Job.state == JobState.SUBMITTED).order_by(Job.created_at)
             return session.scalars(wanted).all()
 
+    def under_way(self) -> Sequence[str]:
+        """List the jobs that were handed to the engine and are not final, oldest first."""
+        with reading(self._engine) as session:
+            wanted = select(Job.id).where(Job.state.in_([JobState.QUEUED, JobState.RUNNING])).order_by(Job.created_at)
+            return session.scalars(wanted).all()
+
     def mark(self, job: str, state: JobState, *, now: datetime) -> bool:
         """Move an open job to `queued` or `running`; return whether it was moved."""
         before = (JobState.SUBMITTED,) if state is JobState.QUEUED else (JobState.SUBMITTED, JobState.QUEUED)
@@ -171,9 +177,7 @@ class Jobs:
         """Name a blob as a file of the job; the newest of a name counts."""
         with writing(self._engine) as session:
             session.merge(
-                Artifact(
-                    job_id=job, name=name, sha256=sha256, bytes=size, media_type=media_type, created_at=now
-                )
+                Artifact(job_id=job, name=name, sha256=sha256, bytes=size, media_type=media_type, created_at=now)
             )
 
     def artifacts(self, job: str) -> Sequence[Artifact]:

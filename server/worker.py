@@ -1,24 +1,31 @@
 """The worker process: takes jobs from our tables, runs them durably, and gives expired leases back."""
 
+import fcntl
 import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
+from profiler.device import machine_hash
 from server.context import Context
 from server.database import JobState, make_engine, writing
-from server.engine import DbosEngine, JobEngine, Steps
-from server.errors import ChildFailed, JobCancelled
+from server.engine import DbosEngine, EngineState, JobEngine, Steps
+from server.errors import ChildFailed, JobCancelled, WorkerRunning
 from server.handlers.profile import profile
 from server.handlers.thin import thin
 from server.handlers.train import train
-from server.jobs import Jobs
+from server.jobs import Jobs, is_final
 from server.leases import expire
+from server.machine import Machine
 from server.migrations import upgrade
 from server.settings import Settings
 
@@ -32,21 +39,80 @@ HANDLERS: Mapping[str, Handler] = {"train": train, "profile": profile, "thin": t
 TURN_SECONDS = 0.5
 """Between two looks at submitted and cancelled jobs and at expired leases."""
 
+STOP_SECONDS = 5.0
+"""How long jobs may take to notice that the worker stops."""
+
+LOCK_FILE = "worker.lock"
+
 
 class Worker:
     """Runs the jobs of one data folder."""
 
     def __init__(self, settings: Settings, handlers: Mapping[str, Handler] = HANDLERS) -> None:
         self._settings, self._handlers = settings, handlers
+        self._machine, self._stopping = Machine(machine_hash()), threading.Event()
+        self._at_work: set[str] = set()
         self.database: Engine = make_engine(settings.database_url)
         self.jobs = Jobs(self.database)
         self.engine: JobEngine = DbosEngine(settings.engine_url, self.work)
 
     def work(self, job: str, steps: Steps) -> None:
         """Run one job to its end and store how it ended; a job that is final already is left alone."""
+        self._at_work.add(job)
+        try:
+            self._work(job, steps)
+        finally:
+            self._at_work.discard(job)
+
+    def turn(self) -> None:
+        """Hand submitted jobs to the engine, take cancelled ones from it, and give expired leases back."""
+        for job in self.jobs.submitted():
+            self.engine.submit(job)
+            self.jobs.mark(job, JobState.QUEUED, now=_now())
+        for job in self.engine.unfinished():
+            if self.jobs.is_cancelled(job):
+                self.engine.cancel(job)
+        with writing(self.database) as session:
+            expire(session, now=_now())
+
+    def reconcile(self) -> None:
+        """Settle what the engine and our tables disagree about: one of their files may have been lost or restored."""
+        for job in self.jobs.under_way():
+            match self.engine.state(job):
+                case None:
+                    self.engine.submit(job)
+                case EngineState.GIVEN_UP | EngineState.FINISHED:
+                    text = "the job engine has given the job up, its worker died too often: submit it again"
+                    self.jobs.fail(job, kind="JobLost", message=text, now=_now())
+                case EngineState.UNFINISHED:
+                    pass
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop; what is unfinished then goes on at the next start.
+
+        Raises:
+            NewerDatabase: the data folder belongs to a newer version.
+            WorkerRunning: another worker works on it.
+        """
+        self._settings.data.mkdir(parents=True, exist_ok=True)
+        with _only_worker(self._settings):
+            upgrade(self.database)
+            self.engine.start()
+            self.reconcile()
+            while not stop.wait(TURN_SECONDS):
+                try:
+                    self.turn()
+                except OperationalError as error:
+                    # A full disk or a long writer: nothing is lost, the next turn does it.
+                    log.warning("the database does not answer (%s); trying again", error.orig)
+            self._stop()
+
+    def _work(self, job: str, steps: Steps) -> None:
         found = self.jobs.get(job)
+        if is_final(found):
+            return
         self.jobs.mark(job, JobState.RUNNING, now=_now())
-        context = Context(job, self._settings, self.database, steps)
+        context = Context(job, self._settings, self.database, steps, self._machine, self._stopping)
         try:
             result = self._handlers[found.kind](context, self.jobs.parameters(job))
         except JobCancelled:
@@ -60,31 +126,58 @@ class Worker:
         else:
             self.jobs.succeed(job, result, now=_now())
 
-    def turn(self) -> None:
-        """Hand submitted jobs to the engine and give expired leases back."""
-        for job in self.jobs.submitted():
-            self.engine.submit(job)
-            self.jobs.mark(job, JobState.QUEUED, now=_now())
-        with writing(self.database) as session:
-            expire(session, now=_now())
-
-    def run(self, stop: threading.Event) -> None:
-        """Work until told to stop."""
-        upgrade(self.database)
-        self.engine.start()
-        while not stop.wait(TURN_SECONDS):
-            self.turn()
+    def _stop(self) -> None:
+        """Wait a moment for the jobs to leave their steps, which they do at their next check."""
+        self._stopping.set()
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._at_work and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.engine.stop()
+        self.database.dispose()
 
 
-def run_worker(settings: Settings) -> None:
-    """Run a worker in this process until SIGTERM or SIGINT; unfinished jobs go on with the next start."""
+def run_worker(settings: Settings, *, with_parent: bool = False) -> None:
+    """Run a worker in this process until SIGTERM or SIGINT; unfinished jobs go on with the next start.
+
+    Args:
+        settings: the environment.
+        with_parent: stop as well when standard input ends, because whoever started the worker is gone.
+
+    Raises:
+        NewerDatabase: the data folder belongs to a newer version.
+        WorkerRunning: another worker works on it.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    if with_parent:
+        threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
     Worker(settings).run(stop)
     log.info("worker stopped; unfinished jobs go on at the next start")
-    # The engine's threads may be inside a step that takes minutes; the step is repeated after the next start.
+    sys.stderr.flush()
+    # A thread that is still inside a step would hold the process; the step is repeated after the next start.
     os._exit(0)
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    sys.stdin.buffer.read()  # returns when the parent closes the pipe, or is no more
+    stop.set()
+
+
+@contextmanager
+def _only_worker(settings: Settings) -> Iterator[None]:
+    """Hold the data folder's lock, which the system takes back from a process that dies."""
+    path = settings.data / LOCK_FILE
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkerRunning(
+                f"another worker runs the jobs of {settings.data}: `heatnas serve` starts one by itself; "
+                "stop it, or use another data folder"
+            ) from None
+        yield
 
 
 def _now() -> datetime:

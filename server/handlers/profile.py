@@ -10,6 +10,7 @@ from nas.macs import gmacs
 from nas.sampling import random_config
 from nas.space import SearchSpace, named_space
 from profiler.wire import Policy
+from server.campaign import measure
 from server.context import Context
 from server.graphs import block_item, export_blocks, export_references, find_graphs, network_item
 from server.parameters import ProfileParameters
@@ -95,7 +96,7 @@ def _measure(
     for config in references:
         graph = graphs[network_key(config)]
         items.append(network_item(config, graph.sha256, graph.bytes, execution, policy))
-    return context.measure(parameters.device, items, share=(EXPORTED, 0.98))
+    return measure(context, parameters.device, items, share=(EXPORTED, 0.98))
 
 
 def _publish(context: Context, parameters: ProfileParameters, space: SearchSpace) -> str:

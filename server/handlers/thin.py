@@ -18,6 +18,7 @@ from nas.macs import gmacs
 from nas.space import SearchSpace
 from profiler.wire import Policy
 from server.answering import Solution, config_json, front_json, point_json, solve, trail_json
+from server.campaign import measure
 from server.context import Context
 from server.graphs import network_item
 from server.parameters import ThinParameters
@@ -125,7 +126,7 @@ def _verify(context: Context, problem: _Problem, solution: Solution, number: int
     item = network_item(config, deployed["sha256"], deployed["bytes"], parameters.execution, WHOLE)
     measured = context.step(
         f"measure {number}",
-        lambda: context.measure(parameters.device, [item], share=(share, number / parameters.max_rounds)),
+        lambda: measure(context, parameters.device, [item], share=(share, number / parameters.max_rounds)),
     )
     measurement = measured[network_key(config)]
     measured_ms = context.measured_ms(measurement)

@@ -1,0 +1,157 @@
+"""Have a device time some graphs for a job, and wait for them; a worker that died waits again and asks for no more."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, select
+
+from server.context import Context
+from server.database import Agent, Device, Lease, Task, TaskState, reading, writing
+from server.errors import TasksFailed
+from server.tasks import Item, add_tasks
+
+WAIT_SECONDS = 0.5
+"""Between two looks at the tasks of a job."""
+
+TOLD_SHARES = 4
+"""A campaign tells this often how far it is."""
+
+
+def measure(context: Context, device: str, items: Sequence[Item], *, share: tuple[float, float]) -> dict[str, str]:
+    """Have the device time these graphs; return the measurement id of each item key.
+
+    Where the device is the worker's own machine, no child works while it measures.
+
+    Args:
+        context: the job.
+        device: name of the device.
+        items: what to time; one task each, made once however often this is called.
+        share: progress of the job when the campaign begins and when it ends.
+
+    Raises:
+        JobCancelled: the job was cancelled meanwhile.
+        TasksFailed: the device gave up on some of them.
+        UnknownDevice: there is no such device.
+    """
+    campaign = _Campaign(context, device, items, share)
+    while True:
+        with campaign.quiet():
+            campaign.add()
+            if campaign.wait_until_done_or_silent():
+                return campaign.measurements()
+        campaign.wait_for_agent()
+
+
+class _Campaign:
+    """The tasks of one call, and the agent that works on them."""
+
+    def __init__(self, context: Context, device: str, items: Sequence[Item], share: tuple[float, float]) -> None:
+        self._context, self._device, self._items, self._share = context, device, items, share
+        self._keys = {item.key for item in items}
+        self._silence = timedelta(seconds=context.settings.lease_seconds)
+        self._told = -1
+
+    def add(self) -> None:
+        """Create the tasks that are not there yet."""
+        with writing(self._context.database) as session:
+            add_tasks(session, self._context.job, self._device, self._items, now=self._context.now())
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep children off the machine if it is the one that measures, and somebody does measure."""
+        described = self._context.tables.device(self._device).described
+        is_here = described is not None and described.machine_hash == self._context.machine.identity
+        if is_here and self._agent_is_awake():
+            with self._context.machine.measuring(self._context.check):
+                yield
+        else:
+            yield
+
+    def wait_until_done_or_silent(self) -> bool:
+        """Wait while the agent works, telling how far it is; return whether all is done."""
+        while True:
+            self._context.check()
+            tasks = self._tasks()
+            self._tell(tasks)
+            if all(task.state == TaskState.DONE for task in tasks):
+                return True
+            if not self._agent_is_awake():
+                return False
+            time.sleep(WAIT_SECONDS)
+
+    def wait_for_agent(self) -> None:
+        """Wait until an agent of the device is heard of again."""
+        self._context.tell(
+            "waiting",
+            f"no agent of {self._device} is at work: start `heatnas-agent --device {self._device}` on it; "
+            "what was measured is kept",
+        )
+        while not self._agent_is_awake():
+            self._context.check()
+            time.sleep(WAIT_SECONDS)
+        self._context.tell("waiting", f"the agent of {self._device} is at work")
+
+    def measurements(self) -> dict[str, str]:
+        """Return the measurement of each item."""
+        return {task.item_key: task.measurement_id for task in self._tasks() if task.measurement_id is not None}
+
+    def _tasks(self) -> Sequence[Task]:
+        with reading(self._context.database) as session:
+            tasks = session.scalars(
+                select(Task).where(Task.job_id == self._context.job, Task.item_key.in_(self._keys))
+            ).all()
+        failed = [task for task in tasks if task.state == TaskState.FAILED]
+        if failed:
+            reasons = "; ".join(f"{task.label}: {(task.failure or {}).get('message')}" for task in failed[:3])
+            raise TasksFailed(
+                f"{len(failed)} of {len(self._keys)} graphs could not be measured on {self._device} ({reasons}): "
+                "mend the cause there and submit the job again; what was measured is kept"
+            )
+        return tasks
+
+    def _tell(self, tasks: Sequence[Task]) -> None:
+        first, last = self._share
+        self._context.progress(first + (last - first) * self._share_done(tasks))
+        done = sum(task.state == TaskState.DONE for task in tasks)
+        quarter = done * TOLD_SHARES // max(len(tasks), 1)
+        if quarter > self._told:
+            self._told = quarter
+            self._context.tell(
+                "measuring",
+                f"{done} of {len(tasks)} graphs measured on {self._device}",
+                {"done": done, "total": len(tasks)},
+            )
+
+    def _share_done(self, tasks: Sequence[Task]) -> float:
+        """Count what is done, and of what is being measured interleaved the share of its time that has passed."""
+        done = float(sum(task.state == TaskState.DONE for task in tasks))
+        held: dict[str, int] = {}
+        for task in tasks:
+            if task.state == TaskState.LEASED and task.lease_id is not None:
+                held[task.lease_id] = held.get(task.lease_id, 0) + 1
+        if held:
+            with reading(self._context.database) as session:
+                leases = session.scalars(select(Lease).where(Lease.id.in_(held))).all()
+            done += sum(held[lease.id] * _passed(lease, self._context.now()) for lease in leases)
+        return done / max(len(tasks), 1)
+
+    def _agent_is_awake(self) -> bool:
+        with reading(self._context.database) as session:
+            seen_at = session.scalar(
+                select(func.max(Agent.seen_at))
+                .join(Device, Device.id == Agent.device_id)
+                .where(Device.name == self._device)
+            )
+        return seen_at is not None and self._context.now() - seen_at < self._silence
+
+
+def _passed(lease: Lease, now: datetime) -> float:
+    """Return which share of a lease's time has passed, by the agent's last word on the rest; 0 before its first."""
+    left: float | None = (lease.progress or {}).get("seconds_left")
+    passed = (now - lease.created_at).total_seconds()
+    if left is None or not math.isfinite(left) or passed <= 0:
+        return 0.0
+    return min(passed / (passed + max(left, 0.0)), 0.99)
