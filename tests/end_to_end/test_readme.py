@@ -1,0 +1,53 @@
+"""The README's walk-through works when it is pasted line by line into a shell."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from nas.config import Config
+from server.local_stack import LocalStack
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def walk_through(replacements: dict[str, str]) -> str:
+    """Return the README's block of shell lines with the sizes of a test."""
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    for old, new in replacements.items():
+        assert old in block
+        block = block.replace(old, new)
+    return str(block)
+
+
+def test_the_walk_through_ends_with_a_measured_file(tmp_path: Path) -> None:
+    port = LocalStack(tmp_path).port  # free, and nothing is started on it
+    lines = walk_through({"8000": str(port), '"steps": 500': '"steps": 4, "images": 24'})
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    shell = subprocess.Popen(
+        [str(shutil.which("bash")), "-eu"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = shell.communicate(lines, timeout=400)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+
+    assert shell.returncode == 0, said
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert Config.model_validate(config["config"]).id == config["id"]
+    assert (tmp_path / "model.onnx").stat().st_size > 100_000
+    assert "FPS  median of" in said
