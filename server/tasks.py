@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from lookup_tables.devices import find_device
 from nas.blocks import Block
+from nas.config import Config
 from profiler.wire import Execution, Policy
 from server.database import FINAL_TASK_STATES, Task, TaskState
 
@@ -26,6 +27,11 @@ class Item:
     execution: Execution
     policy: Policy
     block: Block | None = None
+
+
+def network_key(config: Config) -> str:
+    """Return the item key of a network that is timed whole."""
+    return f"network:{config.id}"
 
 
 def add_tasks(session: Session, job_id: str, device: str, items: Iterable[Item], *, now: datetime) -> tuple[str, ...]:
