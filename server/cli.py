@@ -341,12 +341,13 @@ def show_table(
 
     Example: `heatnas table show 0123456789abcdef --kind wmsa`
     """
+    from nas.blocks import Block  # noqa: PLC0415
     from server.console import table  # noqa: PLC0415
 
     with _client(server, token, data) as client:
         found = client.rows(edition)
     rows = [
-        (row["label"], f"{row['latency_ms']:.4f}", f"{row['fps']:.2f}", f"{row['hot_ms']:.4f}", f"{row['cold_ms']:.4f}")
+        (Block.model_validate(row["block"]).label, f"{row['latency_ms']:.4f}", f"{row['fps']:.2f}", f"{row['hot_ms']:.4f}", f"{row['cold_ms']:.4f}")
         for row in found
         if kind is None or row["kind"] == kind
     ]

@@ -46,7 +46,14 @@ LOCK_FILE = "worker.lock"
 
 
 class Worker:
-    """Runs the jobs of one data folder."""
+    """Runs the jobs of one data folder.
+
+    Attributes:
+        database: our tables.
+        jobs: the jobs in them.
+        engine: what runs them durably.
+        is_up: set once jobs are taken.
+    """
 
     def __init__(self, settings: Settings, handlers: Mapping[str, Handler] = HANDLERS) -> None:
         self._settings, self._handlers = settings, handlers
@@ -54,6 +61,7 @@ class Worker:
         self._at_work: set[str] = set()
         self.database: Engine = make_engine(settings.database_url)
         self.jobs = Jobs(self.database)
+        self.is_up = threading.Event()
         self.engine: JobEngine = DbosEngine(settings.engine_url, self.work)
 
     def work(self, job: str, steps: Steps) -> None:
@@ -99,6 +107,7 @@ class Worker:
             upgrade(self.database)
             self.engine.start()
             self.reconcile()
+            self.is_up.set()
             while not stop.wait(TURN_SECONDS):
                 try:
                     self.turn()
@@ -136,11 +145,12 @@ class Worker:
         self.database.dispose()
 
 
-def run_worker(settings: Settings, *, with_parent: bool = False) -> None:
+def run_worker(settings: Settings, *, handlers: Mapping[str, Handler] = HANDLERS, with_parent: bool = False) -> None:
     """Run a worker in this process until SIGTERM or SIGINT; unfinished jobs go on with the next start.
 
     Args:
         settings: the environment.
+        handlers: what runs each kind of job.
         with_parent: stop as well when standard input ends, because whoever started the worker is gone.
 
     Raises:
@@ -153,7 +163,7 @@ def run_worker(settings: Settings, *, with_parent: bool = False) -> None:
         signal.signal(number, lambda *_: stop.set())
     if with_parent:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-    Worker(settings).run(stop)
+    Worker(settings, handlers).run(stop)
     log.info("worker stopped; unfinished jobs go on at the next start")
     sys.stderr.flush()
     # A thread that is still inside a step would hold the process; the step is repeated after the next start.

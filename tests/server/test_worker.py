@@ -1,0 +1,282 @@
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.errors import BudgetUnreachable
+from profiler.wire import Execution, Policy
+from server import leases
+from server.context import Context
+from server.database import JobState, Task, TaskState, reading, writing
+from server.engine import EngineState
+from server.errors import ChildFailed, WorkerRunning
+from server.jobs import Jobs, is_final
+from server.parameters import TrainParameters
+from server.settings import Settings
+from server.tasks import Item, add_tasks
+from server.worker import Handler, Worker
+from tests.server.agents import enrol_agent
+
+Json = dict[str, Any]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data=tmp_path / "data")
+
+
+@contextmanager
+def running(settings: Settings, handlers: Mapping[str, Handler]) -> Iterator[Worker]:
+    """Run a worker in a thread of this process."""
+    worker, stop = Worker(settings, handlers), threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    try:
+        until(lambda: worker.is_up.is_set() or not thread.is_alive())
+        yield worker
+    finally:
+        stop.set()
+        thread.join()
+
+
+def submit(jobs: Jobs) -> str:
+    return jobs.submit("train", TrainParameters(), key=None, now=now()).id
+
+
+def test_a_job_succeeds_with_its_result(settings: Settings) -> None:
+    def handler(context: Context, parameters: TrainParameters) -> Json:
+        context.tell("training", "at it", {"step": 1})
+        context.progress(0.25)
+        return {"steps": context.step("only", lambda: parameters.steps)}
+
+    with running(settings, {"train": handler}) as worker:
+        job = submit(worker.jobs)
+        until(lambda: is_final(worker.jobs.get(job)))
+        found = worker.jobs.get(job)
+        events = [(event.seq, event.kind) for event in worker.jobs.events(job)]
+        until(lambda: worker.engine.state(job) is EngineState.FINISHED)
+    assert (found.state, found.progress) == (JobState.SUCCEEDED, 1.0)
+    assert found.result == {"steps": TrainParameters().steps}
+    assert events == [(1, "submitted"), (2, "running"), (3, "training"), (4, "succeeded")]
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (BudgetUnreachable(target_ms=1, fastest_ms=2, binding="wmsa 96"), "BudgetUnreachable"),
+        (ChildFailed("the loss is nan", kind="TrainingDiverged"), "TrainingDiverged"),
+    ],
+)
+def test_a_failure_keeps_class_and_message(settings: Settings, error: Exception, name: str) -> None:
+    def handler(context: Context, _: TrainParameters) -> Json:
+        def fail() -> None:
+            raise error
+
+        context.step("only", fail)
+        return {}
+
+    with running(settings, {"train": handler}) as worker:
+        job = submit(worker.jobs)
+        until(lambda: is_final(worker.jobs.get(job)))
+        found = worker.jobs.get(job)
+    assert (found.state, found.error) == (JobState.FAILED, {"error": name, "message": str(error)})
+
+
+def test_a_cancelled_job_stops_and_the_worker_goes_on(settings: Settings) -> None:
+    steps: list[str] = []
+
+    def handler(context: Context, _: TrainParameters) -> Json:
+        def wait() -> None:
+            steps.append("begun")
+            while True:
+                context.check()
+                time.sleep(0.02)
+
+        if not steps:
+            context.step("long", wait)
+            steps.append("never")
+        return {}
+
+    with running(settings, {"train": handler}) as worker:
+        job = submit(worker.jobs)
+        until(lambda: steps == ["begun"])
+        worker.jobs.cancel(job, now=now())
+        until(lambda: worker.engine.unfinished() == ())
+        other = submit(worker.jobs)
+        until(lambda: is_final(worker.jobs.get(other)))
+        states = [worker.jobs.get(which).state for which in (job, other)]
+    assert states == [JobState.CANCELLED, JobState.SUCCEEDED]
+    assert steps == ["begun"]
+
+
+def test_a_job_cancelled_before_its_turn_never_runs(settings: Settings) -> None:
+    ran: list[str] = []
+
+    def handler(context: Context, _: TrainParameters) -> Json:
+        ran.append(context.job)
+        return {}
+
+    with running(settings, {"train": handler}) as worker:
+        jobs = worker.jobs
+    job = submit(jobs)
+    jobs.cancel(job, now=now())
+    with running(settings, {"train": handler}) as worker:
+        other = submit(worker.jobs)
+        until(lambda: is_final(worker.jobs.get(other)))
+    assert ran == [other]
+
+
+def test_a_stopped_worker_leaves_its_job_for_the_next(settings: Settings) -> None:
+    notes: list[str] = []
+    go = threading.Event()
+
+    def handler(context: Context, _: TrainParameters) -> Json:
+        def wait() -> None:
+            notes.append("second begins")
+            while not go.is_set():
+                context.check()
+                time.sleep(0.02)
+
+        context.step("first", lambda: notes.append("first"))
+        context.step("second", wait)
+        return {}
+
+    with running(settings, {"train": handler}) as worker:
+        job = submit(worker.jobs)
+        until(lambda: "second begins" in notes)
+    assert worker.jobs.get(job).state == JobState.RUNNING
+    go.set()
+    with running(settings, {"train": handler}) as worker:
+        until(lambda: is_final(worker.jobs.get(job)))
+        assert worker.jobs.get(job).state == JobState.SUCCEEDED
+    assert notes == ["first", "second begins", "second begins"]
+
+
+def test_a_lost_engine_file_loses_no_job(settings: Settings) -> None:
+    go = threading.Event()
+
+    def handler(context: Context, _: TrainParameters) -> Json:
+        def wait() -> int:
+            while not go.is_set():
+                context.check()
+                time.sleep(0.02)
+            return 7
+
+        return {"number": context.step("only", wait)}
+
+    with running(settings, {"train": handler}) as worker:
+        job = submit(worker.jobs)
+        until(lambda: worker.jobs.get(job).state == JobState.RUNNING)
+    for file in settings.data.glob("engine.sqlite*"):
+        file.unlink()
+    go.set()
+    with running(settings, {"train": handler}) as worker:
+        until(lambda: is_final(worker.jobs.get(job)))
+        assert worker.jobs.result(job) == {"number": 7}
+
+
+def test_a_job_that_the_engine_gave_up_fails(settings: Settings) -> None:
+    def handler(context: Context, _: TrainParameters) -> Json:
+        def wait() -> None:
+            while True:
+                context.check()
+                time.sleep(0.02)
+
+        context.step("only", wait)
+        return {}
+
+    with running(settings, {"train": handler}) as worker:
+        job = submit(worker.jobs)
+        until(lambda: worker.jobs.get(job).state == JobState.RUNNING)
+        worker.engine.cancel(job)
+    with running(settings, {"train": handler}) as worker:
+        until(lambda: is_final(worker.jobs.get(job)))
+        error = worker.jobs.get(job).error
+    assert error is not None
+    assert error["error"] == "JobLost"
+    assert error["message"].endswith("submit it again")
+
+
+def test_one_worker_works_on_a_folder(settings: Settings) -> None:
+    with running(settings, {}), pytest.raises(WorkerRunning, match="another worker runs the jobs of .*data"):
+        Worker(settings, {}).run(threading.Event())
+
+
+def test_expired_leases_are_given_back(settings: Settings) -> None:
+    with running(settings, {}) as worker:
+        agent = enrol_agent(worker.database, "bench")
+        job = submit(worker.jobs)
+        item = Item("wmsa-1", "wmsa", "a" * 64, 10, Execution(), Policy())
+        long_ago = now() - timedelta(hours=1)
+        with writing(worker.database) as session:
+            (task,) = add_tasks(session, job, "bench", [item], now=long_ago)
+            leases.lease(session, agent, 8, leases.LeaseTerms(lease_seconds=1), now=long_ago)
+
+        def state() -> str:
+            with reading(worker.database) as session:
+                return session.get_one(Task, task).state
+
+        until(lambda: state() == TaskState.PENDING)
+
+
+@contextmanager
+def worker_process(data: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "tests.server.worker_process", str(data)], stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def notes_of(settings: Settings) -> list[str]:
+    path = settings.data / "notes"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_killed_worker_completes_its_job_when_it_comes_back(settings: Settings) -> None:
+    with running(settings, {}) as worker:
+        jobs = worker.jobs
+    job = submit(jobs)
+    for kill in range(2):
+        with worker_process(settings.data):
+            until(lambda: notes_of(settings).count("second begins") == kill + 1)  # noqa: B023
+    assert jobs.get(job).state == JobState.RUNNING
+    (settings.data / "go").touch()
+    with worker_process(settings.data):
+        until(lambda: is_final(jobs.get(job)))
+    assert jobs.result(job) == {"lines": ["first", "second ends", "third"]}
+    assert Counter(notes_of(settings)) == {"first": 1, "second begins": 3, "second ends": 1, "third": 1}
+
+
+def test_a_worker_that_is_asked_to_stop_does_so_at_once(settings: Settings) -> None:
+    with running(settings, {}) as worker:
+        jobs = worker.jobs
+    job = submit(jobs)
+    with worker_process(settings.data) as process:
+        until(lambda: "second begins" in notes_of(settings))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    assert jobs.get(job).state == JobState.RUNNING
