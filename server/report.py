@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-MISSING = "-"
-"""Stands where a number is missing; missing is never zero."""
+from server.console import number
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ def cells(answer: Answer) -> tuple[str, ...]:
     return (
         f"{answer.target_fps:.2f}",
         f"{answer.predicted_fps:.2f}",
-        _number(answer.measured_fps, ".2f"),
-        _number(answer.error_pct, "+.1f"),
-        _number(answer.ap50, ".3f"),
+        number(answer.measured_fps, ".2f"),
+        number(answer.error_pct, "+.1f"),
+        number(answer.ap50, ".3f"),
         f"{answer.gmacs:.4f}",
         answer.config_id,
         str(answer.rounds),
-        {True: "yes", False: "no", None: MISSING}[answer.met],
+        {True: "yes", False: "no", None: "-"}[answer.met],
     )
 
 
@@ -91,7 +90,7 @@ def render(title: str, *, facts: Mapping[str, str], answers: Sequence[Answer], s
         _table(HEADER, [cells(answer) for answer in answers]),
         "<h2>Evidence</h2>",
         *(_evidence(answer) for answer in answers),
-        *(_section(number, section) for number, section in enumerate(sections)),
+        *(_section(index, section) for index, section in enumerate(sections)),
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
@@ -117,18 +116,14 @@ def _evidence(answer: Answer) -> str:
     return f"<details><summary>{heading}</summary>{_definitions(answer.evidence)}</details>"
 
 
-def _section(number: int, section: Section) -> str:
+def _section(index: int, section: Section) -> str:
     # Inside <script>, "<" may only come escaped: "</script>" in a label would end it.
     figure = str(section.figure.to_json()).replace("<", "\\u003c")
     return (
         f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>"
-        f'<div class="figure" id="figure{number}"></div>'
-        f'<script type="application/json" class="figure-data" data-target="figure{number}">{figure}</script>'
+        f'<div class="figure" id="figure{index}"></div>'
+        f'<script type="application/json" class="figure-data" data-target="figure{index}">{figure}</script>'
     )
-
-
-def _number(value: float | None, form: str) -> str:
-    return MISSING if value is None else format(value, form)
 
 
 _STYLE = """
