@@ -5,10 +5,12 @@ and then writes fails at once when another process wrote in between, whatever th
 """
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Connection, DateTime, Dialect, Engine, StaticPool, create_engine, event, make_url
 from sqlalchemy.orm import Session
@@ -50,11 +52,10 @@ def make_engine(url: str) -> Engine:
     if parsed.get_backend_name() != "sqlite":
         return create_engine(parsed, json_serializer=_dump_json, pool_pre_ping=True)
     if parsed.database in {None, "", ":memory:"}:
-        memory = create_engine(
-            parsed, json_serializer=_dump_json, poolclass=StaticPool, connect_args={"check_same_thread": False}
-        )
+        shared = {"check_same_thread": False, "factory": _Connection}
+        memory = create_engine(parsed, json_serializer=_dump_json, poolclass=StaticPool, connect_args=shared)
         return _as_sqlite(memory)
-    return _as_sqlite(create_engine(parsed, json_serializer=_dump_json))
+    return _as_sqlite(create_engine(parsed, json_serializer=_dump_json, connect_args={"factory": _Connection}))
 
 
 @contextmanager
@@ -75,13 +76,42 @@ def _dump_json(value: object) -> str:
     return json.dumps(value, allow_nan=False)
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that can close the cursors somebody left half read.
+
+    Such a cursor keeps its snapshot beyond the rollback, and the next BEGIN IMMEDIATE on the pooled connection would
+    fail as locked, at once and whatever the timeout.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the driver calls it
+        super().__init__(*args, **kwargs)
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+
+    def cursor(self, *args: Any) -> sqlite3.Cursor:  # type: ignore[override]  # noqa: ANN401 - as the driver calls it
+        """Open a cursor and remember it."""
+        cursor: sqlite3.Cursor = super().cursor(*args)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close_cursors(self) -> None:
+        """Close what is left open."""
+        for cursor in tuple(self._cursors):
+            cursor.close()
+        self._cursors.clear()
+
+
 def _as_sqlite(engine: Engine) -> Engine:
     event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin)
+    event.listen(engine, "reset", _close_cursors)
     return engine
 
 
-def _set_pragmas(connection: Any, _record: object) -> None:  # noqa: ANN401 - the DBAPI has no common type
+def _close_cursors(connection: _Connection, *_: object) -> None:
+    connection.close_cursors()
+
+
+def _set_pragmas(connection: _Connection, _record: object) -> None:
     # The driver must not open transactions of its own: `_begin` does.
     connection.isolation_level = None
     cursor = connection.cursor()

@@ -194,6 +194,19 @@ def test_sqlite_is_durable_and_strict(engine: Engine) -> None:
     assert pragmas == {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 2, "busy_timeout": 30000}
 
 
+def test_a_result_left_half_read_does_not_lock_the_next_writer(filled: Engine) -> None:
+    """SQLite: the forgotten cursor kept its snapshot on the pooled connection, and BEGIN IMMEDIATE failed at once."""
+    for number in range(1, 4):
+        add(filled, "job_events", job_id="j", seq=number, at=NOON, kind="note", message="")
+    with reading(filled) as session:
+        forgotten = session.execute(Base.metadata.tables["job_events"].select())
+        next(iter(forgotten))
+    other = make_engine(filled.url.render_as_string(hide_password=False))
+    add(other, "job_events", job_id="j", seq=4, at=NOON, kind="note", message="")
+    other.dispose()
+    add(filled, "job_events", job_id="j", seq=5, at=NOON, kind="note", message="")
+
+
 def test_plain_postgresql_urls_use_psycopg(postgres_server: str) -> None:
     engine = make_engine(postgres_server)
     assert engine.driver == "psycopg"
