@@ -11,7 +11,7 @@ from lookup_tables import models
 from lookup_tables.devices import find_device
 from lookup_tables.errors import NotPublishable, UnknownEdition, UnknownMeasurement, UnmeasuredBlocks, shown
 from lookup_tables.measurements import newest_by_key, present_version, same_execution
-from lookup_tables.table import LookupTable, Statistic, TableContent, TableRow, latency_ms, statistic_for
+from lookup_tables.table import LookupTable, Statistic, TableContent, TableRow
 from nas.blocks import Block
 from profiler.wire import Execution
 
@@ -204,10 +204,9 @@ def _publish(
 
 
 def _row(block: Block, record: models.Measurement) -> TableRow:
-    statistic = statistic_for(record.execution)
     return TableRow(
         block=block,
-        latency_ms=latency_ms(statistic, hot_ms=record.hot_ms, cold_ms=record.cold_ms),
+        latency_ms=record.hot_ms,
         hot_ms=record.hot_ms,
         cold_ms=record.cold_ms,
         converged=record.converged,

@@ -125,7 +125,7 @@ class Edition(Base):
 
     __tablename__ = "editions"
     __table_args__ = (
-        CheckConstraint("statistic IN ('half', 'hot')", name="statistic"),
+        CheckConstraint("statistic IN ('hot')", name="statistic"),
         CheckConstraint("row_count > 0", name="row_count"),
         Index("ix_editions_newest", "device_id", "runtime", "provider", "precision", "threads", "created_at"),
     )

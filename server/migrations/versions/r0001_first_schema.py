@@ -130,7 +130,7 @@ def _create_tables() -> None:
         sa.Column("statistic", sa.String(), nullable=False),
         sa.Column("row_count", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.CheckConstraint("statistic IN ('half', 'hot')", name=op.f("ck_editions_statistic")),
+        sa.CheckConstraint("statistic IN ('hot')", name=op.f("ck_editions_statistic")),
         sa.CheckConstraint("row_count > 0", name=op.f("ck_editions_row_count")),
         sa.ForeignKeyConstraint(["device_id"], ["devices.id"], name="fk_editions_device_id"),
         sa.PrimaryKeyConstraint("id", name="pk_editions"),
