@@ -92,16 +92,17 @@ def serve(
 
     Example: `heatnas serve --data my-data --port 8000`
     """
-    from server.auth import ensure_token  # noqa: PLC0415
+    from server.auth import TOKEN_FILE  # noqa: PLC0415
     from server.serving import serve as run  # noqa: PLC0415
     from server.settings import Settings  # noqa: PLC0415
 
     settings = Settings(data=data, host=host, port=port)
+    path = settings.data / TOKEN_FILE
+    is_first_start = not path.exists()
 
     def announce() -> None:
-        token, is_new = ensure_token(settings.data)
         typer.echo(f"HeatNAS on http://{_shown_host(host)}:{port}, data in {settings.data.resolve()}")
-        typer.echo(f"token: {token}" if is_new else f"token: in {settings.data / 'token'}")
+        typer.echo(f"token: {path.read_text().strip()}" if is_first_start else f"token: in {path}")
 
     run(settings, announce)
 
@@ -347,7 +348,13 @@ def show_table(
     with _client(server, token, data) as client:
         found = client.rows(edition)
     rows = [
-        (Block.model_validate(row["block"]).label, f"{row['latency_ms']:.4f}", f"{row['fps']:.2f}", f"{row['hot_ms']:.4f}", f"{row['cold_ms']:.4f}")
+        (
+            Block.model_validate(row["block"]).label,
+            f"{row['latency_ms']:.4f}",
+            f"{row['fps']:.2f}",
+            f"{row['hot_ms']:.4f}",
+            f"{row['cold_ms']:.4f}",
+        )
         for row in found
         if kind is None or row["kind"] == kind
     ]

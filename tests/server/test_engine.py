@@ -107,7 +107,7 @@ def test_a_cancelled_job_starts_no_further_step(make_engine: MakeEngine) -> None
     engine: JobEngine
 
     def workflow(job: str, step: Steps) -> None:
-        step("first", lambda: (steps.append("first"), engine.cancel(job)) and None)
+        step("first", lambda: [steps.append("first"), engine.cancel(job)])
         step("second", lambda: steps.append("second"))
 
     engine = make_engine(workflow)

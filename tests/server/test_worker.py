@@ -218,7 +218,7 @@ def test_a_job_that_the_engine_gave_up_fails(settings: Settings) -> None:
 
 
 def test_one_worker_works_on_a_folder(settings: Settings) -> None:
-    with running(settings, {}), pytest.raises(WorkerRunning, match="another worker runs the jobs of .*data"):
+    with running(settings, {}), pytest.raises(WorkerRunning, match=r"another worker runs the jobs of .*data"):
         Worker(settings, {}).run(threading.Event())
 
 
