@@ -1,8 +1,11 @@
 """From a table, a calibration and an importance to an answer: pure arithmetic, the same inputs give the same config."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from lookup_tables.calibration import Calibration
+from lookup_tables.table import LookupTable
 from nas.budgets import Budget
 from nas.config import Config
 from nas.exact import Point, front, optimum
@@ -12,12 +15,49 @@ from nas.macs import gmacs
 from nas.quality import AdditiveScore
 from nas.space import SearchSpace
 from nas.thinning import Trail, thin
-from server.parameters import Solver
+from server.parameters import Solver, ThinParameters
+from server.supernets import StoredSupernet
 
 Json = dict[str, Any]
 
 FRONT_POINTS = 200
 """Most points of the front that an answer carries; a longer one is thinned out evenly."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What stays the same over the rounds of a thinning job."""
+
+    parameters: ThinParameters
+    supernet: StoredSupernet
+    table: LookupTable
+
+    @property
+    def space(self) -> SearchSpace:
+        """What is searched."""
+        return self.supernet.space
+
+    @property
+    def importance(self) -> Importance:
+        """What each choice is worth."""
+        return self.supernet.importance
+
+    def latency(self, calibration: Calibration) -> LatencyModel:
+        """Predict with the table and one of its calibrations."""
+        return calibration.latency_model(self.table)
+
+    def sum_ms(self, config: Config) -> float:
+        """Add up the rows of a config's blocks."""
+        return LatencyModel(self.table).sum_ms(self.space.blocks(config))
+
+    def solve(self, calibration: Calibration) -> "Solution":
+        """Find an answer that is predicted to meet the target, margin included.
+
+        Raises:
+            BudgetUnreachable: no config is fast enough, or thinning alone does not get there.
+        """
+        budget, solver = Budget.from_fps(self.parameters.target_fps), self.parameters.solver
+        return solve(self.space, self.latency(calibration), self.importance, budget, solver=solver)
 
 
 @dataclass(frozen=True)
@@ -70,7 +110,8 @@ def front_json(space: SearchSpace, latency: LatencyModel, importance: Importance
     """Return the Pareto front as latency and score, evenly thinned out when it is long."""
     points = front(space, latency, AdditiveScore.from_importance(space, importance))
     step = max(1, -(-len(points) // FRONT_POINTS))
-    return [point_json(point.latency_ms, point.score) for point in points[::step]]
+    shown = [*points[:-1:step], points[-1]]
+    return [point_json(point.latency_ms, point.score) for point in shown]
 
 
 def point_json(latency_ms: float, score: float) -> Json:
@@ -101,6 +142,58 @@ def trail_json(trail: Trail | None) -> list[Json]:
     ]
 
 
+def round_json(problem: Problem, solution: Solution, calibration: Calibration, *, number: int) -> Json:
+    """Write what is predicted of an answer before anything is measured."""
+    bound_ms = solution.latency_ms * (1 + calibration.margin)
+    return {
+        "round": number,
+        "config_id": solution.config.id,
+        "predicted_ms": solution.latency_ms,
+        "predicted_fps": 1000 / solution.latency_ms,
+        "bound_ms": bound_ms,
+        "bound_fps": 1000 / bound_ms,
+        "confidence": calibration.confidence,
+        "score": solution.score,
+        "gap": solution.gap,
+        "gmacs": gmacs(problem.space.blocks(solution.config)),
+        "calibration_revision": calibration.revision,
+    }
+
+
+def answer_json(
+    problem: Problem, solution: Solution, calibration: Calibration, rounds: Sequence[Json], *, reason: str | None
+) -> Json:
+    """Write the result of a thinning job: the answer of its last round, and what that rests on."""
+    last = rounds[-1]
+    return {
+        "status": _status(last),
+        "target_fps": problem.parameters.target_fps,
+        "missed_by_percent": _missed_by(problem.parameters.target_fps, last),
+        "reason": reason,
+        "device": problem.table.device,
+        "threads": problem.table.execution.threads,
+        "space": problem.space.name,
+        "config_id": solution.config.id,
+        "config": solution.config.model_dump(mode="json"),
+        "gmacs": last["gmacs"],
+        "solver": problem.parameters.solver,
+        "accuracy_grade": "estimate",
+        "gap": solution.gap,
+        "edition": problem.table.edition,
+        "calibration_revision": calibration.revision,
+        "supernet": problem.supernet.id,
+        "importance": problem.importance.provenance.model_dump(mode="json"),
+        "optimum": {
+            "config_id": solution.optimum.config.id,
+            **point_json(solution.optimum.latency_ms, solution.optimum.score),
+        },
+        "front": front_json(problem.space, problem.latency(calibration), problem.importance),
+        "trail": trail_json(solution.trail),
+        "first_round_error_percent": rounds[0].get("error_percent"),
+        "rounds": list(rounds),
+    }
+
+
 def config_json(space: SearchSpace, config: Config) -> Json:
     """Write a config with the space it needs to be built, and what it counts."""
     return {
@@ -109,3 +202,16 @@ def config_json(space: SearchSpace, config: Config) -> Json:
         "config": config.model_dump(mode="json"),
         "gmacs": gmacs(space.blocks(config)),
     }
+
+
+def _status(last: Json) -> str:
+    if "met" not in last:
+        return "predicted"
+    return "met" if last["met"] else "missed"
+
+
+def _missed_by(target_fps: float, last: Json) -> float | None:
+    """Return how far the measurement stays below the target, in percent of it; None when it does not."""
+    if last.get("met", True):
+        return None
+    return float(100 * (1 - last["measured_fps"] / target_fps))

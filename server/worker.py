@@ -158,6 +158,7 @@ def run_worker(settings: Settings, *, handlers: Mapping[str, Handler] = HANDLERS
         WorkerRunning: another worker works on it.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -1,11 +1,13 @@
 """Job kind `profile`: every block of a space timed on a device, published as an edition and calibrated."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lookup_tables.calibration import Point, fit
 from nas.config import Config
+from nas.latency import LatencyModel
 from nas.macs import gmacs
 from nas.sampling import random_config
 from nas.space import SearchSpace, named_space
@@ -17,6 +19,7 @@ from server.parameters import ProfileParameters
 from server.tasks import network_key
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 EXPORTED = 0.4
 """Share of the job that exporting makes up, the rest is measuring."""
@@ -92,11 +95,20 @@ def _measure(
     policy, execution, wanted = Policy(), parameters.execution, set(plan)
     blocks = [block for block in space.all_blocks() if block.key in wanted]
     graphs = find_graphs(context, [*wanted, *map(network_key, references)])
-    items = [block_item(block, graphs[block.key], execution, policy) for block in blocks]
-    for config in references:
-        graph = graphs[network_key(config)]
-        items.append(network_item(config, graph.sha256, graph.bytes, execution, policy))
+    networks = [(config, graphs[network_key(config)]) for config in references]
+    items = spread(
+        [block_item(block, graphs[block.key], execution, policy) for block in blocks],
+        [network_item(config, graph.sha256, graph.bytes, execution, policy) for config, graph in networks],
+    )
     return measure(context, parameters.device, items, share=(EXPORTED, 0.98))
+
+
+def spread(items: Sequence[T], among: Sequence[T]) -> list[T]:
+    """Put `among` between the items at even distances: an agent times items in groups, each needs its references."""
+    mixed = list(items)
+    for number, one in reversed(list(enumerate(among))):
+        mixed.insert((2 * number + 1) * len(items) // (2 * len(among)), one)
+    return mixed
 
 
 def _publish(context: Context, parameters: ProfileParameters, space: SearchSpace) -> str:
@@ -117,7 +129,7 @@ def _calibrate(
         points = [
             Point(
                 label=config.id,
-                sum_ms=sum(table[block] for block in space.blocks(config)),
+                sum_ms=LatencyModel(table).sum_ms(space.blocks(config)),
                 measured_ms=context.measured_ms(measured[network_key(config)]),
                 measurement=measured[network_key(config)],
             )
@@ -128,7 +140,7 @@ def _calibrate(
     context.tell(
         "calibrated",
         f"whole networks take {calibration.slope:.3f} times the sum of their blocks, "
-        f"within {100 * calibration.margin:.1f} %",
+        f"at most {100 * calibration.margin:.1f} % more with {100 * calibration.confidence:.0f} % confidence",
     )
     return {
         "calibration_revision": calibration.revision,

@@ -5,212 +5,97 @@ the target, correct the calibration with it and solve again, a bounded number of
 """
 
 import json
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from lookup_tables.calibration import Calibration, Point, Source
-from lookup_tables.table import LookupTable
-from nas.budgets import Budget
-from nas.config import Config
-from nas.importance import Importance
-from nas.macs import gmacs
-from nas.space import SearchSpace
-from profiler.wire import Policy
-from server.answering import Solution, config_json, front_json, point_json, solve, trail_json
-from server.campaign import measure
+from lookup_tables.calibration import Calibration
+from lookup_tables.errors import UnknownEdition
+from nas.errors import BudgetUnreachable
+from server.answering import Problem, Solution, answer_json, config_json, round_json
 from server.context import Context
-from server.graphs import network_item
 from server.parameters import ThinParameters
-from server.supernets import StoredSupernet, find_supernet
-from server.tasks import network_key
+from server.supernets import find_supernet
+from server.verification import correct, verify
 
 Json = dict[str, Any]
 
-WHOLE = Policy(min_hot_runs=40, max_hot_runs=120)
-"""How long an answer is measured: longer than a block, since everything rests on it."""
 
+class _Attempt(NamedTuple):
+    """One round: an answer, what it was predicted with, and all that is known about it."""
 
-@dataclass(frozen=True)
-class _Problem:
-    """What stays the same over the rounds."""
-
-    parameters: ThinParameters
-    supernet: StoredSupernet
-    table: LookupTable
+    solution: Solution
+    calibration: Calibration
+    described: Json
 
     @property
-    def space(self) -> SearchSpace:
-        return self.supernet.space
-
-    @property
-    def importance(self) -> Importance:
-        return self.supernet.importance
-
-    @property
-    def budget(self) -> Budget:
-        return Budget.from_fps(self.parameters.target_fps)
-
-    def sum_ms(self, config: Config) -> float:
-        return sum(self.table[block] for block in self.space.blocks(config))
+    def is_final(self) -> bool:
+        """The answer meets its target, or nobody asks."""
+        return bool(self.described.get("met", True))
 
 
 def thin(context: Context, parameters: ThinParameters) -> Json:
-    """Answer with a config, verified on the device unless told otherwise."""
-    edition = context.step("edition", lambda: _edition(context, parameters))
-    supernet = find_supernet(context.database, parameters.supernet)
-    problem = _Problem(parameters, supernet, context.tables.load(edition))
-    rounds: list[Json] = []
-    while True:
-        calibration = _calibration(context, edition, len(rounds) + 1)
-        solution = _solve(problem, calibration)
-        rounds.append(_round(context, problem, solution, calibration, number=len(rounds) + 1))
-        if rounds[-1].get("met", True) or len(rounds) == parameters.max_rounds:
+    """Answer with a config, verified on the device unless told otherwise.
+
+    Raises:
+        BudgetUnreachable: no config is fast enough by the table as it was calibrated.
+        UnknownEdition: there is no table to answer from.
+    """
+    start = context.step("start", partial(_start, context, parameters))
+    problem = Problem(
+        parameters, find_supernet(context.database, start["supernet"]), context.tables.load(start["edition"])
+    )
+    attempts = [_attempt(context, problem, start["revision"], 1)]
+    reason = None
+    while not attempts[-1].is_final:
+        number = len(attempts)
+        if number == parameters.max_rounds:
+            reason = f"all {number} rounds that were allowed have missed"
             break
-        correct = partial(_correct, context, problem, calibration, solution, rounds[-1])
-        context.step(f"correct {len(rounds)}", correct)
-    return context.step("answer", partial(_answer, context, problem, solution, calibration, rounds))
+        missed = attempts[-1]
+        revision = context.step(
+            f"correct {number}", partial(correct, context, problem, missed.solution, missed.described)
+        )
+        try:
+            attempts.append(_attempt(context, problem, revision, number + 1))
+        except BudgetUnreachable as error:
+            reason = f"by the corrected calibration {error}"
+            break
+    return context.step("answer", partial(_answer, context, problem, attempts, reason))
 
 
-def _round(context: Context, problem: _Problem, solution: Solution, calibration: Calibration, *, number: int) -> Json:
-    """Describe one answer and, unless told otherwise, verify it."""
-    described = _described(problem, solution, calibration, number)
-    fps = described["predicted_fps"]
-    context.tell("solved", f"round {number}: {solution.config.id} predicted at {fps:.2f} FPS", described)
+def _start(context: Context, parameters: ThinParameters) -> Json:
+    """Choose supernet, edition and calibration once: what is made meanwhile does not change a job that runs."""
+    supernet = find_supernet(context.database, parameters.supernet)
+    blocks = supernet.space.all_blocks()
+    edition = parameters.edition or context.tables.latest(parameters.device, parameters.execution, blocks)
+    table = context.tables.load(edition)
+    if (table.device, table.execution) != (parameters.device, parameters.execution):
+        raise UnknownEdition(
+            f"edition {edition} is the table of {table.device} with {table.execution.threads} thread(s), not of "
+            f"{parameters.device} with {parameters.threads}: choose one of GET /v1/tables?device={parameters.device}"
+        )
+    return {"supernet": supernet.id, "edition": edition, "revision": context.tables.calibration(edition).revision}
+
+
+def _attempt(context: Context, problem: Problem, revision: int, number: int) -> _Attempt:
+    """Solve, and verify unless told otherwise."""
+    calibration = context.tables.calibration(problem.table.edition, revision)
+    solution = problem.solve(calibration)
+    described = round_json(problem, solution, calibration, number=number)
+    text = f"round {number}: {solution.config.id} predicted at {described['predicted_fps']:.2f} FPS"
+    context.tell("solved", text, described)
     if problem.parameters.verify:
-        described |= _verify(context, problem, solution, number)
-    return described
+        rounds = problem.parameters.max_rounds
+        share = ((number - 1) / rounds, number / rounds)
+        described |= verify(context, problem, solution, calibration, number=number, share=share)
+    return _Attempt(solution, calibration, described)
 
 
-def _edition(context: Context, parameters: ThinParameters) -> str:
-    """Choose the edition once: a table published meanwhile does not change a running job."""
-    if parameters.edition is not None:
-        return str(context.tables.edition(parameters.edition).id)
-    space = find_supernet(context.database, parameters.supernet).space
-    return context.tables.latest(parameters.device, parameters.execution, space.all_blocks())
-
-
-def _calibration(context: Context, edition: str, number: int) -> Calibration:
-    revision = context.step(f"calibration {number}", lambda: context.tables.calibration(edition).revision)
-    return context.tables.calibration(edition, revision)
-
-
-def _solve(problem: _Problem, calibration: Calibration) -> Solution:
-    latency = calibration.latency_model(problem.table)
-    return solve(problem.space, latency, problem.importance, problem.budget, solver=problem.parameters.solver)
-
-
-def _described(problem: _Problem, solution: Solution, calibration: Calibration, number: int) -> Json:
-    predicted = solution.latency_ms
-    return {
-        "round": number,
-        "config_id": solution.config.id,
-        "predicted_ms": predicted,
-        "predicted_fps": 1000 / predicted,
-        "bound_ms": predicted * (1 + calibration.margin),
-        "bound_fps": 1000 / (predicted * (1 + calibration.margin)),
-        "confidence": calibration.confidence,
-        "score": solution.score,
-        "gap": solution.gap,
-        "gmacs": gmacs(problem.space.blocks(solution.config)),
-        "calibration_revision": calibration.revision,
-    }
-
-
-def _verify(context: Context, problem: _Problem, solution: Solution, number: int) -> Json:
-    """Export the answer, score the file and have the device time it: prediction and measurement side by side."""
-    parameters, config = problem.parameters, solution.config
-    share = (number - 1) / parameters.max_rounds
-    deployed = context.step(f"deploy {number}", lambda: _deploy(context, problem, config))
-    context.progress(share + 0.5 / parameters.max_rounds)
-    item = network_item(config, deployed["sha256"], deployed["bytes"], parameters.execution, WHOLE)
-    measured = context.step(
-        f"measure {number}",
-        lambda: measure(context, parameters.device, [item], share=(share, number / parameters.max_rounds)),
-    )
-    measurement = measured[network_key(config)]
-    measured_ms = context.measured_ms(measurement)
-    met = 1000 / measured_ms >= parameters.target_fps
-    ap50 = deployed["evaluation"]["ap50"]
-    context.tell(
-        "verified",
-        f"round {number}: measured at {1000 / measured_ms:.2f} FPS, {'meets' if met else 'misses'} "
-        f"{parameters.target_fps:.2f} FPS; AP50 {'undefined' if ap50 is None else format(ap50, '.3f')}",
-    )
-    return {
-        "measured_ms": measured_ms,
-        "measured_fps": 1000 / measured_ms,
-        "error_percent": 100 * (solution.latency_ms / measured_ms - 1),
-        "measurement": measurement,
-        "met": met,
-        "onnx_sha256": deployed["sha256"],
-        "onnx_bytes": deployed["bytes"],
-        "parity": deployed["parity"],
-        "ap": deployed["evaluation"]["ap"],
-        "ap50": ap50,
-        "evaluation": deployed["evaluation"],
-    }
-
-
-def _deploy(context: Context, problem: _Problem, config: Config) -> Json:
-    order = {
-        "config": config.model_dump(mode="json"),
-        "checkpoint": str(context.blobs.path(problem.supernet.checkpoint_sha256)),
-        "data": str(context.settings.datasets / problem.supernet.data),
-        "blobs": str(context.settings.blobs),
-    }
-    context.tell("deploying", f"exporting {config.id} and scoring it on held-out images")
-    return context.child(
-        "server.heavy.deployment:deploy", order, lambda _: None, threads=context.settings.train_threads
-    )
-
-
-def _correct(context: Context, problem: _Problem, calibration: Calibration, solution: Solution, round_: Json) -> int:
-    """Fit the calibration again with the missed answer as one more point; return the new revision."""
-    point = Point(
-        label=solution.config.id,
-        sum_ms=problem.sum_ms(solution.config),
-        measured_ms=round_["measured_ms"],
-        source=Source.VERIFICATION,
-        measurement=round_["measurement"],
-    )
-    if point not in calibration.points:
-        calibration = calibration.corrected(point)
-        context.tables.add_calibration(problem.table.edition, calibration, now=context.now())
-    context.tell("corrected", f"calibration revision {calibration.revision}: factor {calibration.slope:.3f}")
-    return calibration.revision
-
-
-def _answer(
-    context: Context, problem: _Problem, solution: Solution, calibration: Calibration, rounds: list[Json]
-) -> Json:
-    """Assemble the result, and save config, file and evidence."""
-    last = rounds[-1]
-    latency = calibration.latency_model(problem.table)
-    result = {
-        "status": _status(last),
-        "target_fps": problem.parameters.target_fps,
-        "missed_by_percent": _missed_by(problem.parameters.target_fps, last),
-        "device": problem.parameters.device,
-        "space": problem.space.name,
-        "config_id": solution.config.id,
-        "config": solution.config.model_dump(mode="json"),
-        "gmacs": last["gmacs"],
-        "solver": problem.parameters.solver,
-        "accuracy_grade": "estimate",
-        "gap": solution.gap,
-        "edition": problem.table.edition,
-        "calibration_revision": calibration.revision,
-        "supernet": problem.supernet.id,
-        "importance": problem.importance.provenance.model_dump(mode="json"),
-        "optimum": {
-            "config_id": solution.optimum.config.id,
-            **point_json(solution.optimum.latency_ms, solution.optimum.score),
-        },
-        "front": front_json(problem.space, latency, problem.importance),
-        "trail": trail_json(solution.trail),
-        "rounds": rounds,
-    }
+def _answer(context: Context, problem: Problem, attempts: list[_Attempt], reason: str | None) -> Json:
+    """Assemble the result, and keep config, file and evidence."""
+    solution, calibration, last = attempts[-1]
+    rounds = [attempt.described for attempt in attempts]
+    result = answer_json(problem, solution, calibration, rounds, reason=reason)
     document = config_json(problem.space, solution.config)
     context.save("config.json", json.dumps(document, indent=1).encode(), "application/json")
     context.save("evidence.json", json.dumps(result, indent=1).encode(), "application/json")
@@ -220,16 +105,3 @@ def _answer(
             context.job, "model.onnx", sha256, size, "application/octet-stream", now=context.now()
         )
     return result
-
-
-def _status(last: Json) -> str:
-    if "met" not in last:
-        return "predicted"
-    return "met" if last["met"] else "missed"
-
-
-def _missed_by(target_fps: float, last: Json) -> float | None:
-    """Return how far the measurement stays below the target, in percent of it; None when it does not."""
-    if last.get("met", True):
-        return None
-    return float(100 * (1 - last["measured_fps"] / target_fps))

@@ -1,0 +1,166 @@
+"""Truth for an answer: the file that is shipped, scored on held-out images and timed whole on the device."""
+
+import math
+from functools import partial
+from typing import Any
+
+from lookup_tables.calibration import Calibration, Point, Source
+from lookup_tables.errors import InvalidCalibration
+from nas.config import Config
+from profiler.wire import Policy
+from server.answering import Problem, Solution
+from server.campaign import measure
+from server.context import Context
+from server.graphs import find_graphs, network_item
+from server.tasks import Item, network_key
+
+Json = dict[str, Any]
+
+WHOLE = Policy(min_hot_runs=40, max_hot_runs=120)
+"""How long an answer is timed: longer than a block, since everything rests on it."""
+
+REFERENCES = 2
+"""Reference networks timed again with an answer: they tell how much the device has changed since its calibration."""
+
+ATTEMPTS = 100
+"""Times that a correction is fitted anew because another job has corrected the same table meanwhile."""
+
+
+def verify(
+    context: Context,
+    problem: Problem,
+    solution: Solution,
+    calibration: Calibration,
+    *,
+    number: int,
+    share: tuple[float, float],
+) -> Json:
+    """Export the answer of a round, score the file and have the device time it.
+
+    Args:
+        context: the job.
+        problem: what was asked.
+        solution: the answer.
+        calibration: what it was predicted with.
+        number: of the round, from 1.
+        share: progress of the job before and after.
+    """
+    first, last = share
+    deployed = context.step(f"deploy {number}", partial(_deploy, context, problem, solution.config))
+    middle = (first + last) / 2
+    context.progress(middle)
+    items = [
+        network_item(solution.config, deployed["sha256"], deployed["bytes"], problem.parameters.execution, WHOLE),
+        *_reference_items(context, problem, solution, calibration),
+    ]
+    timed = partial(measure, context, problem.parameters.device, items, share=(middle, last))
+    measured = context.step(f"measure {number}", timed)
+    found = _compared(context, problem, solution, deployed, measured) | _drift(context, calibration, measured)
+    context.tell("verified", _sentence(problem, found, number), found)
+    return found
+
+
+def correct(context: Context, problem: Problem, solution: Solution, verified: Json) -> int:
+    """Fit the table's newest calibration again with a missed answer as one more point; return the new revision.
+
+    Jobs that correct the same table at the same time build on each other. Asked again, it finds its own point.
+    """
+    edition = problem.table.edition
+    point = Point(
+        label=solution.config.id,
+        sum_ms=problem.sum_ms(solution.config),
+        measured_ms=verified["measured_ms"],
+        source=Source.VERIFICATION,
+        measurement=verified["measurement"],
+    )
+    for attempt in range(ATTEMPTS):
+        newest = context.tables.calibration(edition)
+        if any(known.measurement == point.measurement for known in newest.points):
+            return newest.revision
+        corrected = newest.corrected(point)
+        try:
+            context.tables.add_calibration(edition, corrected, now=context.now())
+        except InvalidCalibration:
+            if attempt == ATTEMPTS - 1:
+                raise
+            continue
+        context.tell(
+            "corrected",
+            f"calibration revision {corrected.revision}: networks take {corrected.slope:.3f} times the sum of their "
+            f"blocks, at most {100 * corrected.margin:.1f} % more with {100 * corrected.confidence:.0f} % confidence",
+        )
+        break
+    return corrected.revision
+
+
+def _deploy(context: Context, problem: Problem, config: Config) -> Json:
+    order = {
+        "config": config.model_dump(mode="json"),
+        "checkpoint": str(context.blobs.path(problem.supernet.checkpoint_sha256)),
+        "data": str(context.settings.datasets / problem.supernet.data),
+        "blobs": str(context.settings.blobs),
+    }
+    context.tell("deploying", f"exporting {config.id} and scoring it on held-out images")
+    threads = context.settings.train_threads
+    return context.child("server.heavy.deployment:deploy", order, lambda _: None, threads=threads)
+
+
+def _reference_items(context: Context, problem: Problem, solution: Solution, calibration: Calibration) -> list[Item]:
+    """Choose the references nearest in latency whose graphs are here; an imported table comes without graphs."""
+    points = [point for point in calibration.points if point.source is Source.REFERENCE]
+    points.sort(key=lambda point: (abs(math.log(point.measured_ms / solution.latency_ms)), point.label))
+    keys = [f"network:{point.label}" for point in points if point.label != solution.config.id]
+    graphs = find_graphs(context, keys)
+    execution = problem.parameters.execution
+    return [
+        Item(key, graphs[key].label, graphs[key].sha256, graphs[key].bytes, execution, WHOLE)
+        for key in keys
+        if key in graphs
+    ][:REFERENCES]
+
+
+def _compared(context: Context, problem: Problem, solution: Solution, deployed: Json, measured: dict[str, str]) -> Json:
+    """Write prediction and measurement side by side."""
+    measurement = measured[network_key(solution.config)]
+    measured_ms = context.measured_ms(measurement)
+    evaluation = deployed["evaluation"]
+    return {
+        "measured_ms": measured_ms,
+        "measured_fps": 1000 / measured_ms,
+        "error_percent": 100 * (solution.latency_ms / measured_ms - 1),
+        "measurement": measurement,
+        "met": 1000 / measured_ms >= problem.parameters.target_fps,
+        "onnx_sha256": deployed["sha256"],
+        "onnx_bytes": deployed["bytes"],
+        "parity": deployed["parity"],
+        "ap": evaluation["ap"],
+        "ap50": evaluation["ap50"],
+        "evaluation": evaluation,
+    }
+
+
+def _drift(context: Context, calibration: Calibration, measured: dict[str, str]) -> Json:
+    """Compare the references with what they took when the table was calibrated; None without any."""
+    then_ms = {f"network:{point.label}": point.measured_ms for point in calibration.points}
+    pairs = [
+        (key, then_ms[key], context.measured_ms(measurement))
+        for key, measurement in sorted(measured.items())
+        if key in then_ms
+    ]
+    logs = [math.log(now / then) for _, then, now in pairs]
+    return {
+        "references": [
+            {"config_id": key.removeprefix("network:"), "calibrated_ms": then, "measured_ms": now}
+            for key, then, now in pairs
+        ],
+        "drift_percent": 100 * math.expm1(math.fsum(logs) / len(logs)) if logs else None,
+    }
+
+
+def _sentence(problem: Problem, found: Json, number: int) -> str:
+    verdict = "meets" if found["met"] else "misses"
+    ap50 = "undefined" if found["ap50"] is None else format(found["ap50"], ".3f")
+    drift = found["drift_percent"]
+    since = "" if drift is None else f"; references take {drift:+.1f} % more than when the table was calibrated"
+    target = f"{problem.parameters.target_fps:.2f} FPS"
+    return f"round {number}: measured at {found['measured_fps']:.2f} FPS, {verdict} {target}; AP50 {ap50}{since}"
