@@ -166,7 +166,7 @@ def _boxes(
 
 
 def _shrunk(boxes: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    shrunk: NDArray[np.float32] = boxes / np.concatenate((scale, scale))
+    shrunk: NDArray[np.float32] = np.divide(boxes, np.concatenate((scale, scale)), dtype=np.float32)
     return shrunk
 
 

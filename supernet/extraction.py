@@ -88,7 +88,23 @@ def slices(supernet: Supernet, config: Config) -> dict[str, Slice]:
     found: dict[str, Slice] = {}
     for site in shapes.sites:
         key = module_key(site.name)
-        found |= cutter.site(site, f"blocks.{key}", shapes.blocks[key])
+        prefix = f"blocks.{key}"
+        mixed = isinstance(supernet.get_submodule(prefix), Mixture)
+        source = f"{prefix}.candidates.{site.block.kind.value}" if mixed else prefix
+        found |= cutter.site(site, prefix, shapes.blocks[key], source=source)
+    return found
+
+
+def mixture_slices(supernet: Supernet, narrow: Supernet) -> dict[str, Slice]:
+    """Say for every parameter and statistic of a narrower supernet of the same depth which slice of the wide one it is.
+
+    `narrow` spans the same space with one width left in each stage.
+    """
+    cutter = _Cutter(supernet, narrow.frame)
+    found: dict[str, Slice] = {}
+    for site in narrow.sites:
+        prefix = f"blocks.{module_key(site.name)}"
+        found |= cutter.site(site, prefix, narrow.get_submodule(prefix), source=prefix)
     return found
 
 
@@ -114,10 +130,8 @@ class _Cutter:
             for stream, strengths in _group_strengths(supernet, self.streams).items()
         }
 
-    def site(self, site: Site, prefix: str, module: nn.Module) -> dict[str, Slice]:
-        """Return the slices of one site's tensors; `prefix` is where both networks keep the site."""
-        mixed = isinstance(self.supernet.get_submodule(prefix), Mixture)
-        source = f"{prefix}.candidates.{site.block.kind.value}" if mixed else prefix
+    def site(self, site: Site, prefix: str, module: nn.Module, *, source: str) -> dict[str, Slice]:
+        """Return the slices of one site's tensors, kept under `prefix`; the supernet keeps them under `source`."""
         axes = _axes_by_tensor(module)
         return {
             f"{prefix}.{name}": Slice(
