@@ -9,7 +9,9 @@ from nas.space import SPACE_NAMES
 from profiler.wire import Execution, Name
 
 Solver = Literal["thin_all_stages", "thin_paper", "exact"]
-Threads = Annotated[int, Field(ge=1, le=256, description="Intra-op threads of the runtime; part of a table's identity.")]
+Threads = Annotated[
+    int, Field(ge=1, le=256, description="Intra-op threads of the runtime; part of a table's identity.")
+]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
