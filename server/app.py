@@ -42,7 +42,7 @@ def create_app(settings: Settings, *, clock: Callable[[], datetime] = _now) -> F
         title="HeatNAS",
         version=version("heatnas"),
         description=DESCRIPTION,
-        dependencies=[Depends(TokenGuard(token))],
+        dependencies=[Depends(TokenGuard(token, public=[overview.health]))],
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
