@@ -1,87 +1,122 @@
-"""Checkpoints: tensors in safetensors, everything else as JSON beside them in the same file; never a pickle.
+"""Supernets on disk: safetensors with a JSON header, written at once or not at all."""
 
-A file appears whole or not at all: it is written beside its place, flushed and renamed.
-"""
-
-import json
+import hashlib
 import os
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from nas.space import SearchSpace
+from nas.values import Value
 from supernet.errors import BadCheckpoint
 from supernet.supernet import Supernet
 
-FORMAT = "heatnas.supernet/1"
+FORMAT = 1
+"""Version of the layout below; other versions are refused."""
+
 WEIGHTS = "supernet."
-"""Prefix of the supernet's own tensors; a checkpoint of an unfinished training holds others beside them."""
+"""Prefix of the supernet's own tensors; those of the optimisers stand beside them while training goes on."""
+
+_HEADER = "heatnas"
 
 
-class Checkpoint(NamedTuple):
-    """What a file holds: tensors by name, and notes that are JSON."""
+class Header(Value):
+    """What a checkpoint says about itself.
 
-    tensors: dict[str, Tensor]
-    notes: dict[str, Any]
+    Attributes:
+        format: version of the file layout.
+        space: the search space the supernet spans.
+        settings: how it is trained.
+        data: name of the data set.
+        data_sha256: content hash of the training split.
+        step: optimiser steps taken.
+        metrics: what was measured after the last step; None while training goes on.
+    """
+
+    format: int = FORMAT
+    space: SearchSpace
+    settings: dict[str, Any]
+    data: str
+    data_sha256: str
+    step: int
+    metrics: dict[str, Any] | None = None
 
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-    """Replace the file at `path` by these tensors and notes, atomically and on disk when this returns."""
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: Header) -> str:
+    """Write a checkpoint through a temporary file, fsync and rename; return its SHA-256."""
+    content = save(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, {_HEADER: header.canonical_json()}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": FORMAT, "notes": json.dumps(dict(notes), sort_keys=True, allow_nan=False)}
-    content = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+    return hashlib.sha256(content).hexdigest()
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a file whole.
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Header]:
+    """Read a checkpoint's tensors and header.
 
     Raises:
-        BadCheckpoint: it is no checkpoint, or of another version.
+        BadCheckpoint: the file is missing, damaged, or of another version of the product.
     """
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        raise BadCheckpoint(path, str(error)) from error
-    if metadata.get("format") != FORMAT:
-        raise BadCheckpoint(path, f"its format is {metadata.get('format')!r}, this version reads {FORMAT!r}")
-    return Checkpoint(tensors, json.loads(metadata["notes"]))
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as fault:
+        raise BadCheckpoint(path, f"it cannot be read ({fault})") from fault
+    if text is None:
+        raise BadCheckpoint(path, "it has no header of this product")
+    try:
+        header = Header.model_validate_json(text)
+    except ValidationError as fault:
+        raise BadCheckpoint(path, f"its header is of another version ({fault.error_count()} fields differ)") from fault
+    if header.format != FORMAT:
+        raise BadCheckpoint(path, f"its format is {header.format}, this version reads {FORMAT}")
+    return tensors, header
+
+
+def supernet_tensors(supernet: Supernet) -> dict[str, Tensor]:
+    """Return the supernet's parameters and statistics under the names they have in a checkpoint."""
+    return {WEIGHTS + name: tensor for name, tensor in supernet.state_dict().items()}
+
+
+def restore_supernet(supernet: Supernet, tensors: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into a supernet of the same space."""
+    supernet.load_state_dict(
+        {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)}
+    )
 
 
 def load_supernet(path: Path) -> Supernet:
-    """Build the supernet of a checkpoint, in evaluation mode.
+    """Return the supernet of a checkpoint, in evaluation mode.
 
     Raises:
-        BadCheckpoint: it is no checkpoint, or its tensors do not fit its space.
+        BadCheckpoint: the file is missing, damaged, or of another version of the product.
     """
-    checkpoint = read_checkpoint(path)
-    space = SearchSpace.model_validate(checkpoint.notes["space"])
-    height, width = checkpoint.notes["image"]
-    supernet = Supernet(space, (height, width))
-    weights = {name.removeprefix(WEIGHTS): t for name, t in checkpoint.tensors.items() if name.startswith(WEIGHTS)}
+    tensors, header = load_checkpoint(path)
+    with torch.random.fork_rng(devices=[]):
+        supernet = Supernet(header.space)
     try:
-        supernet.load_state_dict(weights)
-    except RuntimeError as error:
-        raise BadCheckpoint(path, f"its tensors do not fit the space {space.name}: {error}") from error
+        restore_supernet(supernet, tensors)
+    except RuntimeError as fault:
+        raise BadCheckpoint(path, "its tensors do not fit its search space") from fault
     return supernet.eval()
 
 
-def weight_tensors(supernet: Supernet) -> dict[str, Tensor]:
-    """Return the supernet's tensors under the names they have in a checkpoint."""
-    return {WEIGHTS + name: tensor for name, tensor in supernet.state_dict().items()}
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

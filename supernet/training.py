@@ -1,88 +1,92 @@
-"""Train a supernet once: weights and importance together (paper section 4.3 step 1, eq. 8).
-
-Each step lowers the loss of the Gumbel-softmax mixture and, on the same images, that of one thinned subnet on slices of
-the same weights, so that narrower answers keep their accuracy. Whatever a step draws depends on seed and step alone:
-a run that is interrupted goes on with the same numbers.
-"""
+"""Train a supernet: the Gumbel mixture of eq. 8 and, between its steps, thinned subnets on slices of its weights."""
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from nas.importance import Importance, Provenance
 from nas.space import SearchSpace
+from nas.thinning import best_path
 from nas.values import Value
 from supernet.augment import augment
 from supernet.batch_norm import reestimate_batch_norm
-from supernet.checkpoint import WEIGHTS, Checkpoint, read_checkpoint, weight_tensors, write_checkpoint
+from supernet.checkpoint import (
+    Header,
+    load_checkpoint,
+    load_supernet,
+    restore_supernet,
+    save_checkpoint,
+    supernet_tensors,
+)
 from supernet.dataset import CocoDataset
 from supernet.errors import CheckpointMismatch, TrainingDiverged
-from supernet.evaluation import evaluate_module, images_to_floats
+from supernet.evaluation import Evaluation, evaluate_module, images_to_floats
+from supernet.extraction import extract
 from supernet.importance import read_importance
+from supernet.layers.head import RawPrediction
 from supernet.losses import Target, detection_losses
 from supernet.sandwich import Sandwich, sample_config
-from supernet.supernet import Gates, Noise, Supernet
-
-UNFINISHED = "unfinished.safetensors"
-FINISHED = "supernet.safetensors"
-OPTIMISER = "optimiser."
-
-Rng = np.random.Generator
+from supernet.supernet import Supernet
 
 
 class TrainSettings(Value):
-    """How a supernet is trained; the defaults suit `heatdetr-nano` on a CPU.
+    """How a supernet is trained; the defaults are for `heatdetr-nano` on two cores.
 
     Attributes:
         steps: optimiser steps.
         batch: images a step.
-        seed: decides initialisation, order, augmentation and noise.
-        noise: added to the logits, see `Supernet.sample_gates`.
-        learning_rate: of the weights (AdamW), after warm-up; falls along a cosine.
-        importance_rate: of the logits r (Adam, no decay).
-        weight_decay: of weights with two axes or more; none on biases, BatchNorm and position tables.
-        temperatures: of the gates at the first and the last step, exponentially between.
-        warm_up: share of the steps over which the learning rate rises.
-        frozen: share of the steps before r may move.
-        clip: largest gradient norm of the weights.
-        save_every: steps between two checkpoints of the unfinished run.
+        learning_rate: peak of the weights' rate (AdamW, cosine to 0 after the warm-up).
+        weight_decay: of convolutions and Linears; norms, biases and position tables have none.
+        warmup: share of the steps in which the rate climbs.
+        clip_norm: largest norm of the weights' gradient.
+        logits_learning_rate: rate of r (Adam, no decay).
+        logits_frozen: share of the steps before r moves.
+        temperatures: tau at the first and the last step, exponential between.
+        noise: what is added to r: `gumbel`, or `uniform` as the paper prints it.
+        mixture_every: each how many steps the mixture is trained, and r with it; the others train one subnet with
+            random widths and blocks, so that thinned subnets keep their accuracy. 1 trains the mixture alone.
+        ranking_steps: steps between two rankings of the channels that narrow subnets keep, and earliest between two
+            checkpoints.
+        checkpoint_seconds: shortest time between two checkpoints.
+        seed: decides weights, data order, augmentation, noise and subnets.
     """
 
-    steps: int = Field(600, ge=1)
-    batch: int = Field(8, ge=1)
-    seed: int = Field(0, ge=0)
-    noise: Noise = "gumbel"
-    learning_rate: float = Field(3e-3, gt=0)
-    importance_rate: float = Field(1e-2, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
+    steps: int = Field(default=800, ge=1)
+    batch: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    clip_norm: float = Field(default=5.0, gt=0)
+    logits_learning_rate: float = Field(default=1e-2, ge=0)
+    logits_frozen: float = Field(default=0.15, ge=0, le=1)
     temperatures: tuple[float, float] = (5.0, 0.5)
-    warm_up: float = Field(0.05, ge=0, lt=1)
-    frozen: float = Field(0.15, ge=0, lt=1)
-    clip: float = Field(5.0, gt=0)
-    save_every: int = Field(50, ge=1)
-
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step (0-based)."""
-        rising = min(1.0, (step + 1) / max(1, round(self.warm_up * self.steps)))
-        return self.learning_rate * rising * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
-
-    def temperature_at(self, step: int) -> float:
-        """Return the temperature of the gates at a step (0-based)."""
-        first, last = self.temperatures
-        return first * math.exp(math.log(last / first) * step / self.steps)
+    noise: Literal["gumbel", "uniform"] = "gumbel"
+    mixture_every: int = Field(default=4, ge=1)
+    ranking_steps: int = Field(default=25, ge=1)
+    checkpoint_seconds: float = Field(default=20.0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
 
 class Progress(NamedTuple):
-    """How far a training is; `loss` is the mean of both losses over the last steps."""
+    """How far a training is.
+
+    Attributes:
+        step: steps done.
+        total: steps in all.
+        loss: of the last step.
+        seconds_left: of training, from this process's own pace; None before it is known.
+    """
 
     step: int
     total: int
@@ -90,24 +94,40 @@ class Progress(NamedTuple):
     seconds_left: float | None
 
 
-class Metrics(Value):
-    """What a training reports: AP on the held-out split, of the mixture with gates softmax(r)."""
+class TrainMetrics(Value):
+    """How good a trained supernet is on the held-out split, with BatchNorm statistics estimated anew.
 
-    ap50: float | None
+    Attributes:
+        ap: COCO AP of the mixture with gates p = softmax(r), without noise.
+        ap50: AP50 of the same.
+        path_ap50: AP50 of its most probable path at full width, cut out.
+        random_ap50: AP50 of the mixture before the first step.
+        images: held-out images.
+        loss: mean of the last tenth of the steps taken by the last process.
+    """
+
     ap: float | None
-    ap50_untrained: float | None
-    steps: int
-    seconds: float
-    loss: float
-    data_sha256: str
+    ap50: float | None
+    path_ap50: float | None
+    random_ap50: float | None
+    images: int
+    loss: float | None
 
 
 class TrainedSupernet(NamedTuple):
-    """A finished training: its checkpoint, what it says about each choice, and how good it is."""
+    """What a training leaves.
+
+    Attributes:
+        checkpoint: path of the weights (`supernet.checkpoint.load_supernet`).
+        sha256: hash of that file.
+        importance: what r says, bound to the file by its hash.
+        metrics: on the held-out split.
+    """
 
     checkpoint: Path
+    sha256: str
     importance: Importance
-    metrics: Metrics
+    metrics: TrainMetrics
 
 
 def train_supernet(
@@ -116,187 +136,232 @@ def train_supernet(
     out: Path,
     *,
     settings: TrainSettings,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None],
     resume: bool = True,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainedSupernet:
-    """Train on `data/train`, score on `data/val`, and leave checkpoint and importance in `out`.
+    """Train the supernet of a space on the `train` split of a COCO folder; leave `out/supernet.safetensors`.
+
+    An interrupted training goes on from `out/training.safetensors` and ends with the same weights, bit by bit on a CPU
+    with the same number of threads; a finished one is read back.
 
     Raises:
-        BadDataset: the data set cannot be used.
-        CheckpointMismatch: `out` holds an unfinished run with other settings, data or space.
+        BadDataset: images or annotations cannot be trained on.
+        CheckpointMismatch: `out` holds a run with other settings, space or data, and `resume` is on.
         TrainingDiverged: the loss is no longer finite.
     """
-    image = space.images[-1]
-    run = _Run(space, CocoDataset(data, "train", image=image), settings)
-    held_out = CocoDataset(data, "val", image=image)
-    unfinished = out / UNFINISHED
-    if resume and unfinished.exists():
-        run.restore(read_checkpoint(unfinished), unfinished)
-    else:
-        run.ap50_untrained = _evaluate(run.supernet, run.data, held_out)[0]
-        run.save(unfinished)
-    run.train(unfinished, progress or (lambda _: None))
-    ap50, ap = _evaluate(run.supernet, run.data, held_out)
-    checkpoint = out / FINISHED
-    notes = {"space": space.model_dump(mode="json"), "image": list(image), "settings": settings.model_dump(mode="json")}
-    write_checkpoint(checkpoint, weight_tensors(run.supernet), notes)
-    metrics = Metrics(
-        ap50=ap50, ap=ap, ap50_untrained=run.ap50_untrained, steps=settings.steps, seconds=run.seconds,
-        loss=run.loss, data_sha256=run.data.content_sha256,
-    )  # fmt: skip
-    return TrainedSupernet(checkpoint, read_importance(run.supernet, _provenance(run, checkpoint)), metrics)
-
-
-def probable_gates(supernet: Supernet) -> Gates:
-    """Return softmax(r) for each mixture, without noise."""
-    return {name: torch.softmax(supernet.logits_of(name).detach(), dim=0) for name in supernet.choices}
+    train_split = CocoDataset(data, "train", image=space.images[-1])
+    run = _Run(space, train_split, out, settings, name=data.name)
+    if resume and run.finished.exists():
+        return run.read_back()
+    if resume and run.unfinished.exists():
+        run.restore()
+    losses = run.train(progress, clock)
+    metrics = _measure(run, CocoDataset(data, "val", image=space.images[-1]), losses)
+    return run.finish(metrics)
 
 
 class _Run:
-    """A training between its first and its last step."""
+    """One training: the supernet, its two optimisers and where they are kept."""
 
-    def __init__(self, space: SearchSpace, data: CocoDataset, settings: TrainSettings) -> None:
-        self.space, self.data, self.settings = space, data, settings
-        torch.manual_seed(settings.seed)
-        self.supernet = Supernet(space, data.image)
+    def __init__(self, space: SearchSpace, data: CocoDataset, out: Path, settings: TrainSettings, *, name: str) -> None:
+        self.data, self.settings, self.step = data, settings, 0
+        self.header = Header(
+            space=space,
+            settings=settings.model_dump(mode="json"),
+            data=name,
+            data_sha256=data.content_sha256,
+            step=0,
+        )
+        self.finished, self.unfinished = out / "supernet.safetensors", out / "training.safetensors"
+        self.supernet = fresh_supernet(space, seed=settings.seed)
         self.sandwich = Sandwich(self.supernet)
-        self.anchors = self.supernet.head.anchors
-        self.weights = torch.optim.AdamW(_decay_groups(self.supernet, settings), lr=settings.learning_rate)
-        self.logits = torch.optim.Adam(self.supernet.architecture_parameters(), lr=settings.importance_rate)
-        self.step = 0
-        self.seconds = 0.0
-        self.loss = math.nan
-        self.ap50_untrained: float | None = None
-
-    def train(self, unfinished: Path, progress: Callable[[Progress], None]) -> None:
-        """Take the steps that are left."""
-        self.supernet.train()
-        started, before, first = time.perf_counter(), self.seconds, self.step
-        while self.step < self.settings.steps:
-            loss = self.take_step()
-            self.loss = loss if math.isnan(self.loss) else 0.9 * self.loss + 0.1 * loss
-            self.seconds = before + time.perf_counter() - started
-            each = (time.perf_counter() - started) / (self.step - first)
-            progress(Progress(self.step, self.settings.steps, self.loss, each * (self.settings.steps - self.step)))
-            if self.step % self.settings.save_every == 0:
-                # Channels are ranked anew where a run may be taken up, so that both go on alike.
-                self.sandwich.rank()
-                self.save(unfinished)
-
-    def take_step(self) -> float:
-        """Lower both losses once; return their mean."""
-        settings, step = self.settings, self.step
-        rng = np.random.default_rng([settings.seed, step])
-        noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        images, targets = self.draw(rng)
-        for group in self.weights.param_groups:
-            group["lr"] = settings.learning_rate_at(step)
-        self.weights.zero_grad()
-        self.logits.zero_grad()
-        gates = self.supernet.sample_gates(settings.temperature_at(step), noise, settings.noise)
-        mixture = detection_losses(self.supernet(images, gates), self.anchors, targets).total
-        mixture.backward()  # type: ignore[no-untyped-call]
-        config = sample_config(self.supernet, rng)
-        thinned = self.sandwich.predict(config.widths, images, self.supernet.one_hot_gates(config))
-        narrow = detection_losses(thinned, self.anchors, targets).total
-        narrow.backward()  # type: ignore[no-untyped-call]
-        loss = (mixture.item() + narrow.item()) / 2
-        if not math.isfinite(loss):
-            raise TrainingDiverged(step=step, loss=loss)
-        nn.utils.clip_grad_norm_(self.supernet.weight_parameters(), settings.clip)
-        self.weights.step()
-        if step >= settings.frozen * settings.steps:
-            self.logits.step()
-        self.step += 1
-        return loss
-
-    def draw(self, rng: Rng) -> tuple[Tensor, list[Target]]:
-        """Draw and augment a batch: images (B, 3, H, W) and what is on them."""
-        chosen = rng.choice(len(self.data), size=self.settings.batch, replace=len(self.data) < self.settings.batch)
-        samples = [augment(self.data[int(index)], rng) for index in chosen]
-        images = torch.from_numpy(images_to_floats(np.stack([sample.pixels for sample in samples])))
-        return images, [Target(torch.from_numpy(s.boxes), torch.from_numpy(s.labels)) for s in samples]
-
-    def save(self, path: Path) -> None:
-        """Write everything the run needs to go on."""
-        tensors = weight_tensors(self.supernet) | _optimiser_tensors((self.weights, self.logits))
-        notes = {
-            **self.identity(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "loss": None if math.isnan(self.loss) else self.loss,
-            "ap50_untrained": self.ap50_untrained,
+        self.optimisers: dict[str, torch.optim.Optimizer] = {
+            "weights": _weight_optimiser(self.supernet, settings),
+            "logits": torch.optim.Adam(self.supernet.architecture_parameters(), lr=settings.logits_learning_rate),
         }
-        write_checkpoint(path, tensors, notes)
 
-    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
-        """Go on where an unfinished run of the same identity was.
+    def train(self, progress: Callable[[Progress], None], clock: Callable[[], float]) -> list[float]:
+        """Take the steps that are left; return their losses."""
+        total, first, started = self.settings.steps, self.step, clock()
+        saved, losses = started, []
+        self.supernet.train()
+        while self.step < total:
+            if self.step % self.settings.ranking_steps == 0:
+                self.sandwich.rank()
+                if self.step > first and clock() - saved >= self.settings.checkpoint_seconds:
+                    self.save()
+                    saved = clock()
+            losses.append(self._take_step())
+            done = self.step - first
+            left = (clock() - started) / done * (total - self.step) if done > 1 else None
+            progress(Progress(self.step, total, losses[-1], left))
+        return losses
 
-        Raises:
-            CheckpointMismatch: it is another run.
-        """
-        differences = [name for name, value in self.identity().items() if checkpoint.notes.get(name) != value]
+    def _take_step(self) -> float:
+        # Everything random in a step comes from (seed, step): an interrupted run has no other state to restore.
+        rng = np.random.default_rng((self.settings.seed, self.step))
+        images, targets = _batch(self.data, self.settings, self.step, rng)
+        mixed = self.step % self.settings.mixture_every == 0
+        prediction = self._mixture(images, rng) if mixed else self._subnet(images, rng)
+        loss = detection_losses(prediction, self.supernet.head.anchors, targets).total
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingDiverged(step=self.step, loss=value)
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._update(logits=mixed)
+        self.step += 1
+        return value
+
+    def _mixture(self, images: Tensor, rng: np.random.Generator) -> RawPrediction:
+        first, last = self.settings.temperatures
+        temperature = first * (last / first) ** (self.step / self.settings.steps)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        return self._forward(images, self.supernet.sample_gates(temperature, generator, self.settings.noise))
+
+    def _forward(self, images: Tensor, gates: dict[str, Tensor]) -> RawPrediction:
+        prediction: RawPrediction = self.supernet(images, gates)
+        return prediction
+
+    def _subnet(self, images: Tensor, rng: np.random.Generator) -> RawPrediction:
+        config = sample_config(self.supernet, rng)
+        return self.sandwich.predict(config.widths, images, self.supernet.one_hot_gates(config))
+
+    def _update(self, *, logits: bool) -> None:
+        settings = self.settings
+        clip_grad_norm_(self.supernet.weight_parameters(), settings.clip_norm)
+        for group in self.optimisers["weights"].param_groups:
+            group["lr"] = settings.learning_rate * rate_share(self.step, settings.steps, warmup=settings.warmup)
+        self.optimisers["weights"].step()
+        if logits and self.step >= settings.logits_frozen * settings.steps:
+            self.optimisers["logits"].step()
+
+    def save(self) -> None:
+        """Write what an interrupted training needs to go on."""
+        tensors = supernet_tensors(self.supernet)
+        for name, optimiser in self.optimisers.items():
+            for number, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{name}.{number}.{key}": value for key, value in state.items()}
+        save_checkpoint(self.unfinished, tensors, self.header.model_copy(update={"step": self.step}))
+
+    def restore(self) -> None:
+        """Go on where `save` was called."""
+        tensors, header = load_checkpoint(self.unfinished)
+        self._check(self.unfinished, header)
+        restore_supernet(self.supernet, tensors)
+        for name, optimiser in self.optimisers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            prefix = f"optimiser.{name}."
+            for key in tensors:
+                if key.startswith(prefix):
+                    number, _, kind = key.removeprefix(prefix).partition(".")
+                    state.setdefault(int(number), {})[kind] = tensors[key]
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        self.step = header.step
+
+    def finish(self, metrics: TrainMetrics) -> TrainedSupernet:
+        """Write the trained supernet and drop what only an unfinished training needs."""
+        update = {"step": self.step, "metrics": metrics.model_dump(mode="json")}
+        sha256 = save_checkpoint(self.finished, supernet_tensors(self.supernet), self.header.model_copy(update=update))
+        self.unfinished.unlink(missing_ok=True)
+        return self._trained(self.supernet, sha256, metrics)
+
+    def read_back(self) -> TrainedSupernet:
+        """Return the result of a finished training from its file."""
+        _, header = load_checkpoint(self.finished)
+        self._check(self.finished, header)
+        sha256 = hashlib.sha256(self.finished.read_bytes()).hexdigest()
+        return self._trained(load_supernet(self.finished), sha256, TrainMetrics.model_validate(header.metrics))
+
+    def _trained(self, supernet: Supernet, sha256: str, metrics: TrainMetrics) -> TrainedSupernet:
+        importance = read_importance(supernet, self.provenance(checkpoint_sha256=sha256))
+        return TrainedSupernet(self.finished, sha256, importance, metrics)
+
+    def provenance(self, *, checkpoint_sha256: str) -> Provenance:
+        """Say where the importance of this run comes from."""
+        return Provenance(
+            data=f"{self.header.data} {self.header.data_sha256[:16]}",
+            seed=self.settings.seed,
+            steps=self.settings.steps,
+            noise=self.settings.noise,
+            version=version("heatnas"),
+            checkpoint_sha256=checkpoint_sha256,
+        )
+
+    def _check(self, path: Path, header: Header) -> None:
+        differences = [
+            f"{name} ({getattr(header, name)}, now {getattr(self.header, name)})"
+            for name in ("data_sha256", "settings")
+            if getattr(header, name) != getattr(self.header, name)
+        ]
+        if header.space != self.header.space:
+            differences.append(f"space ({header.space.name} {header.space.id}, now {self.header.space.id})")
         if differences:
             raise CheckpointMismatch(path, differences)
-        own = {n.removeprefix(WEIGHTS): t for n, t in checkpoint.tensors.items() if n.startswith(WEIGHTS)}
-        self.supernet.load_state_dict(own)
-        _restore_optimisers((self.weights, self.logits), checkpoint.tensors)
-        notes = checkpoint.notes
-        self.step, self.seconds = notes["step"], notes["seconds"]
-        self.loss = math.nan if notes["loss"] is None else notes["loss"]
-        self.ap50_untrained = notes["ap50_untrained"]
-
-    def identity(self) -> dict[str, Any]:
-        """Say what must agree for one run to go on from another's checkpoint."""
-        return {
-            "space": self.space.model_dump(mode="json"),
-            "settings": self.settings.model_dump(mode="json"),
-            "data_sha256": self.data.content_sha256,
-        }
 
 
-def _evaluate(supernet: Supernet, data: CocoDataset, held_out: CocoDataset) -> tuple[float | None, float | None]:
-    """Return AP50 and AP of the mixture with gates softmax(r), BatchNorm statistics estimated for just these gates."""
-    gates = probable_gates(supernet)
-    reestimate_batch_norm(supernet, data, forward=lambda images: supernet(images, gates))
-    found = evaluate_module(lambda images: supernet(images, gates), supernet.head.anchors, held_out)
-    return found.ap50, found.ap
+def fresh_supernet(space: SearchSpace, *, seed: int) -> Supernet:
+    """Return an untrained supernet; equal seeds give equal weights, and torch's own generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Supernet(space)
 
 
-def _decay_groups(supernet: Supernet, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Split the weights into those that decay and those that do not (spec section 5)."""
-    named = list(supernet.blocks.named_parameters())
-    decays = [p for name, p in named if p.ndim > 1 and not name.endswith(("bias", "table", "temperature"))]
-    others = {id(parameter) for parameter in decays}
-    rest = [p for _, p in named if id(p) not in others]
-    return [{"params": decays, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+def rate_share(step: int, steps: int, *, warmup: float) -> float:
+    """Return the learning rate at a step as a share of its peak: linear warm-up, then half a cosine to 0."""
+    climb = max(1, round(warmup * steps))
+    if step < climb:
+        return (step + 1) / climb
+    return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, steps - climb)))
 
 
-def _optimiser_tensors(optimisers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    return {
-        f"{OPTIMISER}{number}.{index}.{name}": value
-        for number, optimiser in enumerate(optimisers)
-        for index, state in optimiser.state_dict()["state"].items()
-        for name, value in state.items()
-    }
+def evaluate_mixture(supernet: Supernet, train: CocoDataset, held_out: CocoDataset) -> Evaluation:
+    """Score the mixture with gates p = softmax(r) on the held-out split; its statistics are estimated anew on train."""
+    gates = {name: torch.softmax(supernet.logits_of(name).detach(), dim=0) for name in supernet.choices}
+    forward = partial(supernet, gates=gates)
+    reestimate_batch_norm(supernet, train, forward=forward)
+    return evaluate_module(forward, supernet.head.anchors, held_out)
 
 
-def _restore_optimisers(optimisers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    for number, optimiser in enumerate(optimisers):
-        content = optimiser.state_dict()
-        for key, value in tensors.items():
-            parts = key.removeprefix(OPTIMISER).split(".")
-            if key.startswith(OPTIMISER) and int(parts[0]) == number:
-                content["state"].setdefault(int(parts[1]), {})[parts[2]] = value
-        optimiser.load_state_dict(content)
-
-
-def _provenance(run: _Run, checkpoint: Path) -> Provenance:
-    return Provenance(
-        data=f"{run.data.folder.name}:{run.data.content_sha256}",
-        seed=run.settings.seed,
-        steps=run.settings.steps,
-        noise=run.settings.noise,
-        version=version("heatnas"),
-        checkpoint_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+def _measure(run: _Run, held_out: CocoDataset, losses: list[float]) -> TrainMetrics:
+    supernet, space = run.supernet, run.supernet.space
+    untrained = evaluate_mixture(fresh_supernet(space, seed=run.settings.seed), run.data, held_out)
+    mixture = evaluate_mixture(supernet, run.data, held_out)
+    importance = read_importance(supernet, run.provenance(checkpoint_sha256=""))
+    path = extract(supernet, best_path(space, importance))
+    reestimate_batch_norm(path, run.data)
+    last = losses[-max(1, len(losses) // 10) :]
+    return TrainMetrics(
+        ap=mixture.ap,
+        ap50=mixture.ap50,
+        path_ap50=evaluate_module(path, path.head.anchors, held_out).ap50,
+        random_ap50=untrained.ap50,
+        images=len(held_out),
+        loss=float(np.mean(last)) if last else None,
     )
+
+
+def _weight_optimiser(supernet: Supernet, settings: TrainSettings) -> torch.optim.AdamW:
+    decayed = [layer.weight for layer in supernet.blocks.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    known = {id(weight) for weight in decayed}
+    others = [weight for weight in supernet.weight_parameters() if id(weight) not in known]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
+
+
+def _batch(
+    data: CocoDataset, settings: TrainSettings, step: int, rng: np.random.Generator
+) -> tuple[Tensor, list[Target]]:
+    """Return images (B, 3, H, W) and objects of a step: each epoch sees every image once, in an order of its own."""
+    epochs, places = np.divmod(np.arange(step * settings.batch, (step + 1) * settings.batch), len(data))
+    orders = {int(epoch): np.random.default_rng((settings.seed, 1, epoch)).permutation(len(data)) for epoch in epochs}
+    chosen = [orders[int(epoch)][place] for epoch, place in zip(epochs, places, strict=True)]
+    samples = [augment(data[int(index)], rng) for index in chosen]
+    images = images_to_floats(np.stack([sample.pixels for sample in samples]))
+    targets = [Target(torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels)) for sample in samples]
+    return torch.from_numpy(images), targets
