@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from supernet.checkpoint import Header, load_checkpoint, load_supernet, save_checkpoint, supernet_tensors
+from supernet.errors import BadCheckpoint
+from supernet.training import fresh_supernet
+from tests.supernet.tiny_space import TINY
+
+HEADER = Header(space=TINY, settings={"steps": 3}, data="shapes", data_sha256="0" * 64, step=2)
+
+
+def test_a_supernet_comes_back_as_it_was(tmp_path: Path) -> None:
+    supernet = fresh_supernet(TINY, seed=4)
+    with torch.no_grad():
+        for r in supernet.architecture_parameters():
+            r.add_(torch.arange(len(r)))
+    path = tmp_path / "new" / "folder" / "supernet.safetensors"
+    sha256 = save_checkpoint(path, supernet_tensors(supernet), HEADER)
+    assert len(sha256) == 64
+    again = load_supernet(path)
+    assert not again.training
+    for name, tensor in supernet.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert load_checkpoint(path)[1] == HEADER
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # no partial file stays
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    tensors = supernet_tensors(fresh_supernet(TINY, seed=4))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert save_checkpoint(one, tensors, HEADER) == save_checkpoint(two, tensors, HEADER)
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_loading_leaves_the_random_numbers_of_the_caller_alone(tmp_path: Path) -> None:
+    path = tmp_path / "supernet.safetensors"
+    save_checkpoint(path, supernet_tensors(fresh_supernet(TINY, seed=4)), HEADER)
+    state = torch.random.get_rng_state()
+    load_supernet(path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match=r"nowhere is no usable checkpoint: it cannot be read .*Train again"):
+        load_supernet(tmp_path / "nowhere")
+
+
+def test_a_torn_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "supernet.safetensors"
+    save_checkpoint(path, {"a": torch.zeros(1000)}, HEADER)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadCheckpoint, match="it cannot be read"):
+        load_supernet(path)
+
+
+def test_somebody_elses_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(BadCheckpoint, match="it has no header of this product"):
+        load_supernet(path)
+    save_file({"a": torch.zeros(1)}, path, {"heatnas": '{"format": 1}'})
+    with pytest.raises(BadCheckpoint, match="its header is of another version"):
+        load_supernet(path)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "supernet.safetensors"
+    save_checkpoint(path, {"a": torch.zeros(1)}, HEADER.model_copy(update={"format": 2}))
+    with pytest.raises(BadCheckpoint, match="its format is 2, this version reads 1"):
+        load_supernet(path)
+
+
+def test_tensors_of_another_space_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "supernet.safetensors"
+    tensors = supernet_tensors(fresh_supernet(TINY, seed=4))
+    tensors.popitem()
+    save_checkpoint(path, tensors, HEADER)
+    with pytest.raises(BadCheckpoint, match="its tensors do not fit its search space"):
+        load_supernet(path)

@@ -1,0 +1,236 @@
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nas.blocks import Kind
+from supernet.checkpoint import load_checkpoint, load_supernet
+from supernet.dataset import CocoDataset
+from supernet.errors import BadDataset, CheckpointMismatch, TrainingDiverged
+from supernet.evaluation import images_to_floats
+from supernet.extraction import extract
+from supernet.sandwich import Sandwich, sample_config
+from supernet.training import Progress, TrainedSupernet, TrainSettings, fresh_supernet, rate_share, train_supernet
+from tests.supernet.tiny_space import TINY, tiny_data
+
+SETTINGS = TrainSettings(
+    steps=8, batch=4, mixture_every=2, ranking_steps=2, checkpoint_seconds=0, logits_frozen=0.25, learning_rate=1e-3
+)
+
+
+class _PulledPlug(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("training") / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedSupernet, list[Progress]]:
+    """Train once without interruption, by a clock that ticks a second at each look."""
+    told: list[Progress] = []
+    out = tmp_path_factory.mktemp("whole")
+    return train_supernet(TINY, data, out, settings=SETTINGS, progress=told.append, clock=_ticking()), told
+
+
+def _ticking() -> Callable[[], float]:
+    return count(0.0).__next__
+
+
+def _train(data: Path, out: Path, **changes: object) -> TrainedSupernet:
+    settings = SETTINGS.model_copy(update=changes)
+    return train_supernet(TINY, data, out, settings=settings, progress=lambda _: None)
+
+
+def test_every_step_is_told_with_the_time_left(whole: tuple[TrainedSupernet, list[Progress]]) -> None:
+    _, told = whole
+    assert [(progress.step, progress.total) for progress in told] == [(step, 8) for step in range(1, 9)]
+    assert all(np.isfinite(progress.loss) for progress in told)
+    assert told[0].seconds_left is None
+    assert told[-1].seconds_left == 0
+    assert told[3].seconds_left > told[6].seconds_left > 0
+
+
+def test_the_result_is_bound_to_its_file(whole: tuple[TrainedSupernet, list[Progress]], data: Path) -> None:
+    trained, told = whole
+    assert trained.checkpoint.name == "supernet.safetensors"
+    assert [file.name for file in trained.checkpoint.parent.iterdir()] == ["supernet.safetensors"]
+    provenance = trained.importance.check(TINY).provenance
+    assert provenance.checkpoint_sha256 == trained.sha256
+    assert (provenance.seed, provenance.steps, provenance.noise) == (0, 8, "gumbel")
+    assert provenance.data.startswith("data ")
+    assert provenance.data.endswith(CocoDataset(data, "train", image=(64, 64)).content_sha256[:16])
+    assert trained.metrics.images == 4
+    assert trained.metrics.random_ap50 == pytest.approx(0, abs=0.05)
+    assert trained.metrics.loss == pytest.approx(told[-1].loss)
+
+
+def test_weights_and_logits_have_moved(whole: tuple[TrainedSupernet, list[Progress]]) -> None:
+    fresh, supernet = fresh_supernet(TINY, seed=0), load_supernet(whole[0].checkpoint)
+    for name, weight in supernet.named_parameters():
+        # A single candidate has nothing to decide, and in a map of one cell no key has another position.
+        idle = (name.startswith("logits") and len(weight) == 1) or name.endswith("swmsa.position.table")
+        assert torch.equal(weight, dict(fresh.named_parameters())[name]) is idle, name
+
+
+@pytest.mark.parametrize("plug", [1, 6])
+def test_an_interrupted_training_ends_with_the_same_bits(
+    whole: tuple[TrainedSupernet, list[Progress]], data: Path, tmp_path: Path, plug: int
+) -> None:
+    def pull(progress: Progress) -> None:
+        if progress.step == plug:
+            raise _PulledPlug
+
+    with pytest.raises(_PulledPlug):
+        train_supernet(TINY, data, tmp_path, settings=SETTINGS, progress=pull)
+    saved = tmp_path / "training.safetensors"
+    assert (load_checkpoint(saved)[1].step if saved.exists() else 0) == (plug - 1) // 2 * 2
+    told: list[Progress] = []
+    again = train_supernet(TINY, data, tmp_path, settings=SETTINGS, progress=told.append)
+    assert told[0].step == (plug - 1) // 2 * 2 + 1
+    assert [progress.loss for progress in told] == [progress.loss for progress in whole[1][told[0].step - 1 :]]
+    ours, theirs = load_supernet(again.checkpoint).state_dict(), load_supernet(whole[0].checkpoint).state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert again.importance.stages == whole[0].importance.stages
+
+
+def test_a_finished_training_is_read_back_without_a_step(
+    whole: tuple[TrainedSupernet, list[Progress]], data: Path
+) -> None:
+    told: list[Progress] = []
+    out = whole[0].checkpoint.parent
+    again = train_supernet(TINY, data, out, settings=SETTINGS, progress=told.append)
+    assert told == []
+    assert again == whole[0]
+
+
+def test_another_seed_is_another_supernet(
+    whole: tuple[TrainedSupernet, list[Progress]], data: Path, tmp_path: Path
+) -> None:
+    other = _train(data, tmp_path, seed=1, steps=2)
+    assert other.importance.stages != whole[0].importance.stages
+
+
+def test_a_folder_of_another_run_is_refused_unless_told_to_start_over(data: Path, tmp_path: Path) -> None:
+    _train(data, tmp_path, steps=1)
+    with pytest.raises(CheckpointMismatch, match=r"differs in settings .*'steps': 1.* now .*'steps': 2.*resume=False"):
+        _train(data, tmp_path, steps=2)
+    over = train_supernet(
+        TINY, data, tmp_path, settings=SETTINGS.model_copy(update={"steps": 2}), progress=lambda _: None, resume=False
+    )
+    assert load_checkpoint(over.checkpoint)[1].step == 2
+
+
+def test_another_space_is_refused(data: Path, tmp_path: Path) -> None:
+    _train(data, tmp_path, steps=1)
+    other = TINY.model_copy(update={"name": "other"})
+    with pytest.raises(CheckpointMismatch, match=rf"differs in space \(tiny {TINY.id}, now {other.id}\)"):
+        train_supernet(
+            other, data, tmp_path, settings=SETTINGS.model_copy(update={"steps": 1}), progress=lambda _: None
+        )
+
+
+def test_r_stays_frozen_at_first(data: Path, tmp_path: Path) -> None:
+    frozen = _train(data, tmp_path, steps=2, logits_frozen=1.0)
+    assert frozen.importance.stages[0].slots == ({Kind.REP_CNN: 0, Kind.WMSA: 0, Kind.IDENTITY: 0},)
+
+
+def test_a_diverging_loss_stops_the_training(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step \d+: lower the learning rate"):
+        _train(data, tmp_path, learning_rate=1e30, warmup=0.0, clip_norm=1e30)
+
+
+def test_missing_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match=r"annotations/train.json cannot be read"):
+        _train(tmp_path / "nothing", tmp_path / "out")
+
+
+def test_the_rate_climbs_then_falls_to_nothing() -> None:
+    shares = [rate_share(step, 100, warmup=0.1) for step in range(100)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[9] == shares[10] == 1
+    assert shares == sorted(shares[:10]) + sorted(shares[10:], reverse=True)
+    assert 0 < shares[-1] < 0.001
+
+
+@pytest.fixture
+def drawn() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_drawn_subnets_are_legal_and_reach_every_choice(drawn: np.random.Generator) -> None:
+    supernet = fresh_supernet(TINY, seed=0)
+    configs = [sample_config(supernet, drawn) for _ in range(60)]
+    assert all(TINY.contains(config) for config in configs)
+    assert {config.widths for config in configs} == {(32, 32, 32, 32), (32, 32, 32, 64), (32, 32, 64, 64)}
+    assert {config.stages[0].slots for config in configs} == {(Kind.REP_CNN,), (Kind.WMSA,)}
+    assert {config.stages[3].global_kind for config in configs} == {Kind.XCA, Kind.ATTENTION}
+
+
+def test_kinds_are_drawn_by_their_probability(drawn: np.random.Generator) -> None:
+    supernet = fresh_supernet(TINY, seed=0)
+    with torch.no_grad():
+        supernet.logits_of("stage1.slot0").copy_(torch.tensor([-9.0, 9.0, -9.0]))
+    assert {sample_config(supernet, drawn).stages[0].slots for _ in range(20)} == {(Kind.WMSA,)}
+
+
+def test_a_subnet_on_slices_computes_what_the_extracted_one_does(data: Path, drawn: np.random.Generator) -> None:
+    supernet = fresh_supernet(TINY, seed=0).train()
+    with torch.no_grad():
+        for weight in supernet.weight_parameters():
+            weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    sample = CocoDataset(data, "train", image=(64, 64))
+    images = torch.from_numpy(images_to_floats(np.stack([sample[i].pixels for i in range(4)])))
+    sandwich = Sandwich(supernet)
+    for _ in range(6):
+        config = sample_config(supernet, drawn)
+        ours = sandwich.predict(config.widths, images, supernet.one_hot_gates(config))
+        theirs = extract(supernet, config)(images)
+        # The gates multiply by exactly 1.
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_gradients_of_a_subnet_reach_the_slices_alone() -> None:
+    supernet = fresh_supernet(TINY, seed=0).train()
+    config = TINY.smallest()
+    sandwich = Sandwich(supernet)
+    before = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
+    prediction = sandwich.predict(config.widths, torch.rand(2, 3, 64, 64), supernet.one_hot_gates(config))
+    sum(part.sum() for part in prediction).backward()
+    unused = supernet.blocks["stage1_slot0"].candidates[Kind.WMSA.value]
+    assert all(weight.grad is None for weight in unused.parameters())
+    entry = supernet.blocks["stage4_entry"].conv.conv.weight
+    assert entry.grad is not None
+    touched = entry.grad.abs().sum((1, 2, 3)) > 0
+    assert int(touched.sum()) == 32  # of 64 channels
+    assert all(torch.equal(buffer, before[name]) for name, buffer in supernet.named_buffers())
+
+
+def test_narrow_subnets_keep_their_channels_until_the_next_ranking() -> None:
+    supernet = fresh_supernet(TINY, seed=0).train()
+    sandwich, config, images = Sandwich(supernet), TINY.smallest(), torch.rand(2, 3, 64, 64)
+    gates = supernet.one_hot_gates(config)
+
+    def touched() -> list[int]:
+        supernet.zero_grad()
+        sum(part.sum() for part in sandwich.predict(config.widths, images, gates)).backward()
+        gradient = supernet.blocks["stage4_entry"].conv.conv.weight.grad
+        assert gradient is not None
+        return gradient.abs().sum((1, 2, 3)).nonzero().flatten().tolist()
+
+    first = touched()
+    with torch.no_grad():
+        weight = supernet.blocks["stage4_entry"].conv.norm.weight
+        weight[torch.tensor([channel for channel in range(64) if channel not in first])] += 100
+    assert touched() == first
+    sandwich.rank()
+    assert not set(touched()) & set(first)
+
+
+def test_settings_survive_json() -> None:
+    assert TrainSettings.model_validate_json(SETTINGS.model_dump_json()) == SETTINGS
