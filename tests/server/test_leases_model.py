@@ -17,8 +17,8 @@ from server.leases import expire, lease, record_failure, record_result, release,
 from server.tasks import cancel_tasks
 from tests.server.campaigns import TERMS, campaign, enrolled, result_for, seconds
 
-JOBS = ("first", "second")
 DEVICES = ("laptop", "board")
+MAX_JOBS = 6
 
 
 @dataclass
@@ -50,6 +50,7 @@ class AgentProtocol(RuleBasedStateMachine):
         self.leases: dict[str, ModelLease] = {}
         self.receipts: dict[str, tuple[Result, ResultReceipt]] = {}
         self.agents: dict[str, str] = {}
+        self.jobs: list[str] = []
 
     def teardown(self) -> None:
         self.engine.dispose()
@@ -60,16 +61,24 @@ class AgentProtocol(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        for job, device in zip(JOBS, DEVICES, strict=True):
+        for device in DEVICES:
             self.agents[device] = enrolled(self.engine, device=device).agent_id
-            for identity in campaign(self.engine, 4, job=job, device=device):
-                self.tasks[identity] = ModelTask(job, device)
+            self.submit_a_job(device)
 
-    @rule(duration=st.sampled_from([1.0, 40.0, 119.0, 120.0, 500.0]))
+    @precondition(lambda self: len(self.jobs) < MAX_JOBS and not self._waiting())
+    @rule(device=st.sampled_from(DEVICES))
+    def submit_a_job(self, device: str) -> None:
+        self.jobs.append(f"job {len(self.jobs)}")
+        for identity in campaign(self.engine, 2, job=self.jobs[-1], device=device):
+            self.tasks[identity] = ModelTask(self.jobs[-1], device)
+
+    @precondition(lambda self: self.leases)
+    @rule(duration=st.sampled_from([119.0, 120.0]))
     def time_passes(self, duration: float) -> None:
         self.clock += duration
 
-    @rule(device=st.sampled_from(DEVICES), number=st.integers(1, 5))
+    @precondition(lambda self: self._waiting())
+    @rule(device=st.sampled_from(DEVICES), number=st.integers(1, 2))
     def ask_for_work(self, device: str, number: int) -> None:
         with writing(self.engine) as session:
             given = lease(session, self.agents[device], number, TERMS, now=self.now)
@@ -113,6 +122,7 @@ class AgentProtocol(RuleBasedStateMachine):
             number = release(session, lease_id, now=self.now)
         assert number == self._end(lease_id)
 
+    @precondition(lambda self: any(known.is_open for known in self.leases.values()))
     @rule()
     def look_for_expired_leases(self) -> None:
         with writing(self.engine) as session:
@@ -122,7 +132,15 @@ class AgentProtocol(RuleBasedStateMachine):
     @precondition(lambda self: any(task.attempt for task in self.tasks.values()))
     @rule(data=st.data(), nonce=st.sampled_from("ab"))
     def send_a_result(self, data: st.DataObject, nonce: str) -> None:
-        key, attempt = self._draw_attempt(data)
+        self._send(*self._draw_attempt(data), nonce)
+
+    @precondition(lambda self: any(self.tasks[key].attempt > 1 for key in self._waiting()))
+    @rule(data=st.data(), nonce=st.sampled_from("ab"))
+    def send_a_result_of_an_older_attempt(self, data: st.DataObject, nonce: str) -> None:
+        key = data.draw(st.sampled_from([key for key in self._waiting() if self.tasks[key].attempt > 1]))
+        self._send(key, data.draw(st.integers(1, self.tasks[key].attempt - 1)), nonce)
+
+    def _send(self, key: str, attempt: int, nonce: str) -> None:
         task = self.tasks[key]
         result = result_for(key, self.agents[task.device], attempt=attempt, nonce=nonce)
         identity = result_id(result)
@@ -151,8 +169,10 @@ class AgentProtocol(RuleBasedStateMachine):
             task.state = "failed" if final else "pending"
         assert state == task.state
 
-    @rule(job=st.sampled_from(JOBS))
-    def cancel_a_job(self, job: str) -> None:
+    @precondition(lambda self: self.clock > TERMS.lease_seconds and self._waiting())
+    @rule(data=st.data())
+    def cancel_a_job(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(self.jobs))
         with writing(self.engine) as session:
             number = cancel_tasks(session, job, now=self.now)
         waiting = [task for task in self.tasks.values() if task.job == job and task.state in {"pending", "leased"}]
@@ -173,6 +193,9 @@ class AgentProtocol(RuleBasedStateMachine):
         for key, task in stored.items():
             completing = [record for record in measured.values() if record.task_id == key and not record.late]
             assert [record.id for record in completing] == [task.measurement_id] * (task.state == "done")
+
+    def _waiting(self) -> list[str]:
+        return [key for key, task in self.tasks.items() if task.state in {"pending", "leased"}]
 
     def _draw_attempt(self, data: st.DataObject) -> tuple[str, int]:
         """Choose any attempt that was ever handed out."""
@@ -197,8 +220,8 @@ class AgentProtocol(RuleBasedStateMachine):
 
 TestAgentProtocol = AgentProtocol.TestCase
 TestAgentProtocol.settings = settings(
-    max_examples=25,
-    stateful_step_count=30,
+    max_examples=20,
+    stateful_step_count=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
