@@ -55,7 +55,7 @@ def running_postgres() -> Iterator[str]:
 def new_database(server_url: str, name: str) -> str:
     """Create an empty database on a server and return its URL."""
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
+        connection.execute(f'CREATE DATABASE "{name}"')
     return server_url.replace("/postgres?", f"/{name}?")
 
 
