@@ -80,8 +80,8 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """Distance to the optimum, in points of the score."""
-        return self.optimum.score - self.score
+        """Distance to the optimum, in points of the score; the optimum is proven, less than zero is rounding."""
+        return max(self.optimum.score - self.score, 0.0)
 
 
 def solve(

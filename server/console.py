@@ -22,9 +22,9 @@ class JobTeller:
         """Tell on `out`; `clock` counts seconds."""
         self._out, self._clock = out, clock
         self._moves = out.isatty()
-        self._told = -LINE_SECONDS
+        self._told, self._text = -LINE_SECONDS, ""
         self._start: tuple[float, float] | None = None
-        """When progress was first seen, and how far the job was."""
+        """When the job was last seen without progress, and how far it was then."""
 
     def event(self, event: Event) -> None:
         """Say one event on a line of its own."""
@@ -35,12 +35,14 @@ class JobTeller:
         now = self._clock()
         if job.is_final or job.state != "running":
             return
-        if self._start is None:
+        if self._start is None or self._start[1] == job.progress:
             self._start = (now, job.progress)
         if not self._moves and now - self._told < LINE_SECONDS:
             return
-        self._told = now
         text = f"{job.progress:.0%} done{self._left(now, job.progress)}"
+        if not self._moves and text == self._text:
+            return
+        self._told, self._text = now, text
         self._out.write(f"\r\x1b[K{text[:NARROW]}" if self._moves else f"{text}\n")
         self._out.flush()
 

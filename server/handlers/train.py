@@ -16,6 +16,9 @@ CLASSES = 3
 TELL_EVERY = 0.05
 """Share of the training between two events."""
 
+TRAINED = 0.9
+"""Share of the job that the steps make up; the rest is scoring."""
+
 
 def train(context: Context, parameters: TrainParameters) -> Json:
     """Train and store; return the supernet's id, metrics and where its data lie."""
@@ -31,7 +34,7 @@ def _train(context: Context, parameters: TrainParameters, space: Json, data: str
     def follow(message: Json) -> None:
         nonlocal told
         share = message["step"] / message["total"]
-        context.progress(share)
+        context.progress(TRAINED * share)
         if share - told >= TELL_EVERY or message["step"] == message["total"]:
             told = share
             left = message["seconds_left"]
@@ -39,6 +42,8 @@ def _train(context: Context, parameters: TrainParameters, space: Json, data: str
             context.tell(
                 "training", f"step {message['step']} of {message['total']}, loss {message['loss']:.3f}{rest}", message
             )
+        if message["step"] == message["total"]:
+            context.tell("scoring", "scoring the supernet on held-out images")
 
     context.tell("training", f"training the {space['name']} supernet on {data}")
     order = {

@@ -1,0 +1,139 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from profiler.wire import Execution, Policy, Renewal
+from server import leases
+from server.campaign import measure
+from server.database import writing
+from server.errors import JobCancelled
+from server.parameters import TrainParameters
+from server.tasks import Item
+from tests.server.agents import enrol_agent
+from tests.server.dry import DEVICE, NANO, Bench, now, tasks_of
+
+BLOCK = NANO.all_blocks()[0]
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench.open(tmp_path / "data")
+    yield bench
+    bench.database.dispose()
+
+
+def item(number: int = 0) -> Item:
+    return Item(f"{BLOCK.key}-{number}", BLOCK.label, "a" * 64, 10, Execution(), Policy(), BLOCK)
+
+
+def submit(bench: Bench) -> str:
+    return bench.submit("train", TrainParameters())
+
+
+def test_without_an_agent_it_says_so_and_goes_on_when_one_comes(bench: Bench) -> None:
+    job = submit(bench)
+    context = bench.context(job)
+    context.tables.register_device(DEVICE, now=now())
+    found: list[dict[str, str]] = []
+    thread = threading.Thread(target=lambda: found.append(measure(context, DEVICE, [item()], share=(0, 1))))
+    thread.start()
+    waiting = "no agent of bench is at work: start `heatnas-agent --device bench` on it; what was measured is kept"
+    until(lambda: waiting in bench.told(job))
+    with bench.agent():
+        thread.join()
+    assert "the agent of bench is at work" in bench.told(job)
+    (task,) = tasks_of(bench, job)
+    assert found == [{item().key: task.measurement_id}]
+    assert bench.jobs.get(job).progress == 1
+
+
+def test_cancelling_ends_the_wait(bench: Bench) -> None:
+    job = submit(bench)
+    context = bench.context(job)
+    enrol_agent(bench.database, DEVICE)
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            measure(context, DEVICE, [item()], share=(0, 1))
+        except JobCancelled as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: len(tasks_of(bench, job)) == 1)
+    bench.jobs.cancel(job, now=now())
+    thread.join(10)
+    assert [str(error) for error in caught] == [f"job {job} was cancelled"]
+
+
+def test_progress_follows_the_time_that_the_agent_says_is_left(bench: Bench) -> None:
+    """Tasks that are timed interleaved end together: counting the finished ones would stand still, then jump."""
+    job = submit(bench)
+    context = bench.context(job)
+    agent = enrol_agent(bench.database, DEVICE)
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            measure(context, DEVICE, [item(number) for number in range(4)], share=(0.2, 1))
+        except JobCancelled as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: len(tasks_of(bench, job)) == 4)
+    with writing(bench.database) as session:
+        lease = leases.lease(session, agent, 2, leases.LeaseTerms(), now=now() - timedelta(seconds=30))
+    assert lease.lease_id is not None
+    with writing(bench.database) as session:
+        renewal = Renewal(done=0, total=2, seconds_left=30)
+        leases.renew(session, lease.lease_id, renewal, leases.LeaseTerms(), now=now())
+    until(lambda: bench.jobs.get(job).progress > 0.2)
+    progress = bench.jobs.get(job).progress
+    bench.jobs.cancel(job, now=now())
+    thread.join(10)
+    assert progress == pytest.approx(0.2 + 0.8 * 2 / 4 * 0.5, abs=0.02)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(("machine", "together"), [("1" * 64, False), ("2" * 64, True)])
+def test_children_wait_while_the_agent_on_this_machine_measures(bench: Bench, machine: str, together: bool) -> None:  # noqa: FBT001
+    job = submit(bench)
+    context = bench.context(job, identity="1" * 64)
+    enrol_agent(bench.database, DEVICE, machine_hash=machine)
+    done = threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(JobCancelled):
+            measure(context, DEVICE, [item()], share=(0, 1))
+        done.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: len(tasks_of(bench, job)) == 1)
+    worked = threading.Event()
+
+    def work() -> None:
+        with context.machine.working(lambda: None):
+            worked.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    assert worked.wait(0.3) == together
+    bench.jobs.cancel(job, now=now())
+    assert done.wait(10)
+    assert worked.wait(10)
+    thread.join()
+    worker.join()

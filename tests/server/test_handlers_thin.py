@@ -1,0 +1,257 @@
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lookup_tables.calibration import Source
+from lookup_tables.errors import UnknownEdition
+from nas.config import Config
+from nas.errors import BudgetUnreachable
+from nas.exact import fastest
+from server.answering import Problem
+from server.errors import UnknownSupernet
+from server.handlers.profile import profile
+from server.handlers.thin import thin
+from server.parameters import ProfileParameters, Solver, ThinParameters
+from server.supernets import find_supernet
+from server.tasks import network_key
+from server.verification import correct
+from tests.server.dry import DEVICE, NANO, Bench, Crash, DryContext, DrySteps, digest, tasks_of
+
+WITHIN_REACH = 0.5
+"""Targets of these tests, as a share of the fastest FPS."""
+
+SURPRISE = 1.2
+"""How much slower than the table predicts an answer runs where a test wants a miss."""
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Config]]:
+    """A data folder with a calibrated table and two supernets."""
+    data = tmp_path_factory.mktemp("profiled") / "data"
+    bench = Bench.open(data)
+    parameters = ProfileParameters(device=DEVICE, references=4)
+    with bench.agent():
+        profile(bench.context(bench.submit("profile", parameters)), parameters)
+    for seed in (0, 1):
+        bench.plant_supernet(seed)
+    bench.database.dispose()
+    return data, bench.networks
+
+
+@pytest.fixture
+def bench(profiled: tuple[Path, dict[str, Config]], tmp_path: Path) -> Iterator[Bench]:
+    data, networks = profiled
+    shutil.copytree(data, tmp_path / "data")
+    bench = Bench.open(tmp_path / "data")
+    bench.networks.update(networks)
+    yield bench
+    bench.database.dispose()
+
+
+def fastest_fps(bench: Bench) -> float:
+    context = bench.context("any")
+    edition = context.tables.editions(device=DEVICE)[0].id
+    latency = context.tables.calibration(edition).latency_model(context.tables.load(edition))
+    return 1000 / (fastest(NANO, latency).latency_ms * (1 + latency.margin))
+
+
+def asked(
+    bench: Bench,
+    *,
+    share: float = WITHIN_REACH,
+    verify: bool = True,
+    solver: Solver = "thin_all_stages",
+    max_rounds: int = 3,
+) -> ThinParameters:
+    return ThinParameters(
+        device=DEVICE,
+        supernet="train-0",
+        target_fps=share * fastest_fps(bench),
+        verify=verify,
+        solver=solver,
+        max_rounds=max_rounds,
+    )
+
+
+def started(bench: Bench, parameters: ThinParameters, steps: DrySteps | None = None) -> DryContext:
+    return bench.context(bench.submit("thin", parameters), steps)
+
+
+def test_an_answer_that_holds_is_met_in_the_first_round(bench: Bench) -> None:
+    parameters = asked(bench)
+    context = started(bench, parameters)
+    with bench.agent():
+        result = thin(context, parameters)
+    (round_,) = result["rounds"]
+    assert (result["status"], result["missed_by_percent"], result["reason"]) == ("met", None, None)
+    assert round_["measured_fps"] >= parameters.target_fps
+    assert round_["measured_fps"] == pytest.approx(1000 / round_["measured_ms"])
+    assert round_["error_percent"] == pytest.approx(0, abs=0.5)
+    assert result["first_round_error_percent"] == round_["error_percent"]
+    assert round_["bound_fps"] >= parameters.target_fps > 0
+    assert len(round_["references"]) == 2
+    assert round_["drift_percent"] == pytest.approx(0, abs=0.1)
+    assert (result["supernet"], result["solver"], result["calibration_revision"]) == ("train-0", "thin_all_stages", 1)
+    assert (round_["ap"], round_["ap50"]) == (0.25, 0.5)
+    assert result["gap"] == pytest.approx(result["optimum"]["score"] - round_["score"])
+    assert result["gap"] >= 0
+    assert result["trail"][-1]["latency_ms"] == round_["predicted_ms"]
+
+
+def test_the_files_are_the_ones_that_were_measured(bench: Bench) -> None:
+    parameters = asked(bench)
+    context = started(bench, parameters)
+    with bench.agent():
+        result = thin(context, parameters)
+    files = {file.name: context.blobs.get(file.sha256) for file in bench.jobs.artifacts(context.job)}
+    assert set(files) == {"config.json", "model.onnx", "evidence.json"}
+    assert digest(files["model.onnx"]) == result["rounds"][0]["onnx_sha256"]
+    assert json.loads(files["evidence.json"]) == result
+    config = Config.model_validate(json.loads(files["config.json"])["config"])
+    assert NANO.check(config).id == result["config_id"]
+    task = next(task for task in tasks_of(bench, context.job) if task.item_key == network_key(config))
+    assert task.graph_sha256 == digest(files["model.onnx"])
+
+
+def test_a_miss_corrects_the_calibration_and_the_next_round_holds(bench: Bench) -> None:
+    parameters = asked(bench)
+    first = thin(
+        started(bench, parameters.model_copy(update={"verify": False})), parameters.model_copy(update={"verify": False})
+    )
+    bench.slowdown[f"network:{first['config_id']}"] = SURPRISE
+    context = started(bench, parameters)
+    with bench.agent():
+        result = thin(context, parameters)
+    assert result["status"] == "met"
+    assert len(result["rounds"]) == 2
+    missed, met = result["rounds"]
+    assert (missed["met"], met["met"]) == (False, True)
+    assert missed["config_id"] == first["config_id"] != met["config_id"] == result["config_id"]
+    assert (
+        missed["error_percent"]
+        == pytest.approx(100 * (1 / SURPRISE - 1), abs=0.5)
+        == result["first_round_error_percent"]
+    )
+    assert (missed["calibration_revision"], met["calibration_revision"]) == (1, 2)
+    newest = context.tables.calibration(result["edition"])
+    assert (newest.revision, [point.label for point in newest.points if point.source is Source.VERIFICATION]) == (
+        2,
+        [missed["config_id"]],
+    )
+
+
+def test_the_last_allowed_round_reports_by_how_much_it_missed(bench: Bench) -> None:
+    parameters = asked(bench, max_rounds=1)
+    foreseen = parameters.model_copy(update={"verify": False})
+    first = thin(started(bench, foreseen), foreseen)
+    bench.slowdown[f"network:{first['config_id']}"] = 2.0
+    context = started(bench, parameters)
+    with bench.agent():
+        result = thin(context, parameters)
+    measured_fps = result["rounds"][0]["measured_fps"]
+    assert (result["status"], len(result["rounds"])) == ("missed", 1)
+    assert result["missed_by_percent"] == pytest.approx(100 * (1 - measured_fps / parameters.target_fps))
+    assert result["reason"] == "all 1 rounds that were allowed have missed"
+    assert len(context.tables.calibrations(result["edition"])) == 1
+
+
+def test_a_target_that_a_correction_puts_out_of_reach_is_missed_with_the_reason(bench: Bench) -> None:
+    parameters = asked(bench, share=0.99, solver="exact")
+    foreseen = parameters.model_copy(update={"verify": False})
+    first = thin(started(bench, foreseen), foreseen)
+    bench.slowdown[f"network:{first['config_id']}"] = 1.3
+    context = started(bench, parameters)
+    with bench.agent():
+        result = thin(context, parameters)
+    assert (result["status"], len(result["rounds"])) == ("missed", 1)
+    assert result["reason"].startswith("by the corrected calibration ")
+    assert "is out of reach: the fastest config of the space runs at" in result["reason"]
+
+
+def test_an_unreachable_target_fails_with_the_fastest_fps(bench: Bench) -> None:
+    parameters = asked(bench, share=1.2)
+    with pytest.raises(BudgetUnreachable, match="is out of reach"):
+        thin(started(bench, parameters), parameters)
+
+
+def test_without_verification_nothing_is_exported_or_measured(bench: Bench) -> None:
+    parameters = asked(bench, verify=False)
+    context = started(bench, parameters)
+    result = thin(context, parameters)
+    assert (result["status"], result["missed_by_percent"]) == ("predicted", None)
+    assert context.orders == []
+    assert tasks_of(bench, context.job) == []
+    assert [file.name for file in bench.jobs.artifacts(context.job)] == ["config.json", "evidence.json"]
+
+
+def test_the_same_inputs_give_the_same_config(bench: Bench) -> None:
+    parameters = asked(bench, verify=False)
+    results = [thin(started(bench, parameters), parameters) for _ in range(2)]
+    assert results[0] == results[1]
+
+
+def test_the_exact_solver_has_no_gap_and_no_trail(bench: Bench) -> None:
+    parameters = asked(bench, verify=False, solver="exact")
+    result = thin(started(bench, parameters), parameters)
+    assert (result["gap"], result["trail"]) == (0, [])
+    assert result["optimum"]["config_id"] == result["config_id"]
+
+
+@pytest.mark.parametrize("step", ["start", "deploy 1", "measure 1", "correct 1", "answer"])
+def test_a_worker_that_dies_in_any_step_measures_and_corrects_once(bench: Bench, step: str) -> None:
+    parameters, steps = asked(bench), DrySteps(dies_in=step)
+    foreseen = parameters.model_copy(update={"verify": False})
+    first = thin(started(bench, foreseen), foreseen)
+    bench.slowdown[f"network:{first['config_id']}"] = SURPRISE
+    job = bench.submit("thin", parameters)
+    with bench.agent():
+        with pytest.raises(Crash):
+            thin(bench.context(job, steps), parameters)
+        steps.dies_in = None
+        bench.plant_supernet(2)  # what is made meanwhile changes nothing
+        result = thin(bench.context(job, steps), parameters)
+    tasks = tasks_of(bench, job)
+    assert result["status"] == "met"
+    assert len(result["rounds"]) == 2
+    assert len({task.item_key for task in tasks}) == len(tasks)
+    assert {task.attempt for task in tasks} == {1}
+    assert [found.revision for found in bench.context(job).tables.calibrations(result["edition"])] == [1, 2]
+
+
+def test_jobs_that_correct_one_table_build_on_each_other(bench: Bench) -> None:
+    parameters = asked(bench)
+    context = started(bench, parameters)
+    edition = context.tables.editions(device=DEVICE)[0].id
+    problem = Problem(parameters, find_supernet(bench.database, "train-0"), context.tables.load(edition))
+    solution = problem.solve(context.tables.calibration(edition))
+    found = [{"measured_ms": 2 * solution.latency_ms, "measurement": f"{number}" * 64} for number in (1, 2)]
+    assert [correct(context, problem, solution, one) for one in found] == [2, 3]
+    assert [correct(context, problem, solution, one) for one in found] == [3, 3]
+    assert len(context.tables.calibration(edition).points) == 4 + 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"edition": "0" * 16}, UnknownEdition, "0000000000000000"),
+        ({"supernet": "train-9"}, UnknownSupernet, "supernet 'train-9' is unknown"),
+        ({"threads": 2}, UnknownEdition, "2 thread"),
+    ],
+)
+def test_what_does_not_exist_is_named(
+    bench: Bench, changes: dict[str, object], error: type[Exception], message: str
+) -> None:
+    parameters = asked(bench).model_copy(update=changes)
+    with pytest.raises(error, match=message):
+        thin(started(bench, parameters), parameters)
+
+
+def test_an_edition_of_another_device_is_refused(bench: Bench) -> None:
+    parameters = asked(bench)
+    edition = bench.context("any").tables.editions(device=DEVICE)[0].id
+    other = parameters.model_copy(update={"device": "laptop", "edition": edition})
+    with pytest.raises(UnknownEdition, match=f"edition {edition} is the table of bench with 1 thread.*not of laptop"):
+        thin(started(bench, other), other)
