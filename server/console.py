@@ -37,7 +37,7 @@ class JobTeller:
             return
         if self._start is None or self._start[1] == job.progress:
             self._start = (now, job.progress)
-        if not self._moves and now - self._told < LINE_SECONDS:
+        if not job.progress or (not self._moves and now - self._told < LINE_SECONDS):
             return
         text = f"{job.progress:.0%} done{self._left(now, job.progress)}"
         if not self._moves and text == self._text:
@@ -129,14 +129,16 @@ def answer_text(result: Mapping[str, Any]) -> str:
         )
         for number_, round_ in enumerate(result["rounds"], start=1)
     ]
-    verdict = {
-        "met": f"target {result['target_fps']:.2f} FPS met",
-        "missed": f"target {result['target_fps']:.2f} FPS missed by {number(result['missed_by_percent'], '.1f')} %",
-        "predicted": f"target {result['target_fps']:.2f} FPS predicted to hold; not measured",
-    }[result["status"]]
+    match result["status"]:
+        case "met":
+            verdict = "met"
+        case "missed":
+            verdict = f"missed by {number(result['missed_by_percent'], '.1f')} %: {result['reason']}"
+        case _:
+            verdict = "predicted to hold; not measured"
     evidence = (
         f"{result['gmacs']:.4f} GMACs, solver {result['solver']}, gap {result['gap']:.2f}, "
         f"edition {result['edition']}, calibration revision {result['calibration_revision']}, "
         f"supernet {result['supernet']}"
     )
-    return f"{verdict}\n{table(header, rows)}\n{evidence}"
+    return f"target {result['target_fps']:.2f} FPS {verdict}\n{table(header, rows)}\n{evidence}"

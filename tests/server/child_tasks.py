@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 def echo(parameters: Json, emit: Emit) -> Json:
-    print("a library prints this, and it is no message")
+    sys.stdout.write("a library prints this, and it is no message\n")
     for share in (0.5, 1.0):
         emit("progress", {"share": share})
     return {"given": parameters, "threads": os.environ["OMP_NUM_THREADS"]}

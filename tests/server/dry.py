@@ -94,7 +94,7 @@ class DryContext(Context):
     def child(
         self, task: str, parameters: Mapping[str, Any], on_message: Callable[[Json], None], *, threads: int = 1
     ) -> Json:
-        self.orders.append((task, dict(parameters)))
+        self.orders.append((task, {**parameters, "threads": threads}))
         match task.rpartition(":")[2]:
             case "export_block_graphs":
                 for block in map(Block.model_validate, parameters["blocks"]):

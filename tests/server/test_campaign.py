@@ -109,7 +109,7 @@ def test_progress_follows_the_time_that_the_agent_says_is_left(bench: Bench) -> 
 
 
 @pytest.mark.parametrize(("machine", "together"), [("1" * 64, False), ("2" * 64, True)])
-def test_children_wait_while_the_agent_on_this_machine_measures(bench: Bench, machine: str, together: bool) -> None:  # noqa: FBT001
+def test_children_wait_while_the_agent_on_this_machine_measures(bench: Bench, machine: str, together: bool) -> None:
     job = submit(bench)
     context = bench.context(job, identity="1" * 64)
     enrol_agent(bench.database, DEVICE, machine_hash=machine)

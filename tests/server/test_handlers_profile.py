@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -125,5 +126,5 @@ def test_references_stand_at_even_distances(items: int, among: int) -> None:
     assert [one for one in mixed if one.startswith("block")] == [f"block{number}" for number in range(items)]
     assert [one for one in mixed if one.startswith("network")] == [f"network{number}" for number in range(among)]
     places = [place for place, one in enumerate(mixed) if one.startswith("network")]
-    gaps = [later - earlier for earlier, later in zip(places, places[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(places)]
     assert max(gaps, default=0) - min(gaps, default=0) <= 1

@@ -1,0 +1,270 @@
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nas.space import named_space
+from server.cli import app, missing_module
+from server.handlers.profile import profile
+from server.local_stack import LocalStack
+from server.parameters import ProfileParameters
+from tests.server.dry import DEVICE, Bench
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HEATNAS_")}
+
+BASE_INSTALL = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from server.cli import main
+sys.argv[0] = "heatnas"
+main()
+"""
+
+EXTRAS = (
+    "sqlalchemy", "alembic", "dbos", "fastapi", "starlette", "uvicorn", "pydantic_settings", "scipy", "optuna",
+    "jinja2", "plotly", "torch", "onnx", "onnxscript", "safetensors", "pycocotools", "PIL", "psycopg",
+)  # fmt: skip
+"""What a base install does not have."""
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def heatnas(*arguments: str | Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-W", "error", "-m", "server.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False, timeout=120)
+
+
+def on_base_install(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    code = BASE_INSTALL.format(blocked=EXTRAS)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("command", [["--help"], ["thin", "--help"], ["table", "--help"], ["data", "make", "--help"]])
+def test_help_needs_no_extra(command: list[str]) -> None:
+    done = on_base_install(*command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage" in done.stdout
+
+
+def test_spaces_are_listed_on_a_base_install() -> None:
+    done = on_base_install("spaces")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["space", "input", "sizes", "smallest", "GMACs", "largest", "GMACs", "table", "rows"]
+    nano = next(line for line in lines if line.startswith("heatdetr-nano "))
+    assert nano.split()[-1] == str(len(named_space("heatdetr-nano", classes=3).all_blocks()))
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"), [(["serve"], "server"), (["worker"], "server"), (["data", "make", "shapes"], "train")]
+)
+def test_a_command_that_lacks_its_extra_names_it(command: list[str], extra: str, tmp_path: Path) -> None:
+    done = on_base_install(*command, *(["--data", tmp_path] if extra == "server" else []))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch(
+        rf"heatnas: this command needs the extra '{extra}' \(module \w+ is missing\): "
+        rf'pip install "heatnas\[{extra}\]".*\n',
+        done.stderr,
+    )
+
+
+def test_a_module_of_no_extra_points_at_the_installation() -> None:
+    error = ModuleNotFoundError("No module named 'numpy.core'", name="numpy.core")
+    assert missing_module(error) == "the module numpy.core is missing: install HeatNAS again"
+
+
+def test_every_command_teaches_by_an_example() -> None:
+    groups = [group.typer_instance for group in app.registered_groups if group.typer_instance is not None]
+    commands = [*app.registered_commands, *(one for group in groups for one in group.registered_commands)]
+    for command in commands:
+        assert command.callback is not None
+        assert "Example: `heatnas " in (command.callback.__doc__ or ""), command.callback.__name__
+
+
+def test_a_data_set_is_made_and_another_in_its_place_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "shapes"
+    made = heatnas("data", "make", folder, "--images", "2", "--held-out", "1", "--size", "64")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout.strip().endswith(f"2 training and 1 validation images in {folder}")
+    again = heatnas("data", "make", folder, "--images", "3", "--held-out", "1", "--size", "64")
+    assert again.returncode == 1
+    assert again.stderr.startswith(f"heatnas: {folder} exists and holds the data set ")
+
+
+def test_without_a_token_it_says_where_one_is(tmp_path: Path) -> None:
+    done = heatnas("jobs", "--data", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"heatnas: no token: {tmp_path / 'token'} cannot be read (No such file or directory). Give --token (or "
+        "HEATNAS_TOKEN), or --data with the folder of a server on this machine\n"
+    )
+
+
+def test_a_table_format_is_told_by_the_name(tmp_path: Path) -> None:
+    done = heatnas("table", "export", "e1", "--out", tmp_path / "table.xlsx", "--token", "any")
+    assert done.returncode == 1
+    assert done.stderr.endswith("table.xlsx: end its name in .json or .csv\n")
+
+
+def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = heatnas("serve", "--data", tmp_path / "data", "--port", str(port))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"heatnas: cannot listen on 127.0.0.1:{port} (Address already in use): "
+        "stop what runs there, or choose another --port (or --host)\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """A server with a table and a supernet that were not measured or trained, but made by the product's own steps."""
+    stack = LocalStack(tmp_path_factory.mktemp("stack"))
+    bench = Bench.open(stack.data)
+    parameters = ProfileParameters(device=DEVICE, references=3)
+    with bench.agent():
+        job = bench.submit("profile", parameters)
+        bench.jobs.succeed(job, profile(bench.context(job), parameters), now=bench.context(job).now())
+    bench.plant_supernet()
+    bench.database.dispose()
+    with stack:
+        stack.serve()
+        yield stack
+
+
+@contextmanager
+def asking(stack: LocalStack) -> Iterator[Callable[..., str]]:
+    """Run commands against the server; each must succeed."""
+
+    def ask(*arguments: str | Path) -> str:
+        done = heatnas(*arguments, "--server", stack.url, "--data", stack.data)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout
+
+    yield ask
+
+
+def test_the_token_is_printed_at_the_first_start_alone(stack: LocalStack) -> None:
+    log = stack.child("server").log.read_text()
+    assert f"HeatNAS on {stack.url}, data in {stack.data}" in log
+    assert f"token: {stack.token}" in log
+
+
+def test_a_thinning_is_followed_shown_and_saved(stack: LocalStack, tmp_path: Path) -> None:
+    with asking(stack) as ask:
+        target = 0.5 * fastest_fps(stack)
+        told = ask("thin", "--device", DEVICE, "--target-fps", f"{target:.3f}", "--no-verify")
+        job = told.split()[2]
+        shown = ask("show", job, "--save", tmp_path / "answer")
+        result = json.loads(ask("show", job, "--json"))
+        listed = ask("jobs", "--state", "succeeded")
+    assert told.startswith(f"thin job {job}\nthin job submitted\na worker has taken the job\nround 1: ")
+    assert f"target {target:.2f} FPS predicted to hold; not measured\n" in told
+    assert shown.splitlines()[-2:] == [
+        f"saved {tmp_path / 'answer' / 'config.json'}",
+        f"saved {tmp_path / 'answer' / 'evidence.json'}",
+    ]
+    assert json.loads((tmp_path / "answer" / "evidence.json").read_text()) == result
+    assert re.search(rf"^{job} +thin +succeeded +100%$", listed, re.MULTILINE)
+
+
+def test_a_table_is_shown_exported_and_imported(stack: LocalStack, tmp_path: Path) -> None:
+    with stack.client() as client:
+        (edition,) = client.editions(device=DEVICE)
+    identity = edition["edition"]
+    with asking(stack) as ask:
+        shown = ask("table", "show", identity, "--kind", "stem")
+        ask("table", "export", identity, "--out", tmp_path / "table.json")
+        ask("table", "export", identity, "--out", tmp_path / "table.csv")
+        imported = ask("table", "import", tmp_path / "table.json")
+    assert shown.splitlines()[0].split() == ["block", "ms", "FPS", "hot", "ms", "cold", "ms"]
+    assert all(line.startswith("stem ") for line in shown.splitlines()[1:])
+    assert (tmp_path / "table.csv").read_text().count("\n") == edition["rows"] + 1
+    assert imported == f"edition {identity} is here\n"
+
+
+def test_a_refusal_is_one_line_with_the_next_action(stack: LocalStack) -> None:
+    done = heatnas("thin", "--device", "nowhere", "--target-fps", "5", "--server", stack.url, "--data", stack.data)
+    assert done.returncode == 1
+    assert done.stderr.startswith("heatnas: device 'nowhere' is unknown: register it")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_job_that_nobody_measures_is_cancelled(stack: LocalStack) -> None:
+    with stack.client() as client:
+        client.register_device("silent")
+    with asking(stack) as ask:
+        told = ask("profile", "--device", "silent", "--detach")
+        job = told.split()[2]
+        assert told == f"profile job {job}\n"
+        assert ask("cancel", job) == f"job {job} is cancelled\n"
+
+
+def test_a_worker_that_is_killed_is_started_again(stack: LocalStack) -> None:
+    (worker,) = workers(stack)
+    worker.kill()
+    until(lambda: any(other.pid != worker.pid for other in workers(stack)))
+    with asking(stack) as ask:
+        target = f"{0.5 * fastest_fps(stack):.3f}"
+        assert "predicted to hold" in ask("thin", "--device", DEVICE, "--target-fps", target, "--no-verify")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_server_that_stops_takes_its_worker_along(stack: LocalStack, tmp_path: Path, number: signal.Signals) -> None:
+    other = LocalStack(tmp_path)
+    shutil.copytree(stack.data, other.data, ignore=shutil.ignore_patterns("*.lock"))
+    with other:
+        other.serve()
+        until(lambda: len(workers(other)) == 1)
+        (worker,) = workers(other)
+        server = other.child("server").process
+        server.send_signal(number)
+        code = server.wait(30)
+        until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    assert code == (-number if number is signal.SIGKILL else 0)
+
+
+def workers(stack: LocalStack) -> list[psutil.Process]:
+    server = psutil.Process(stack.child("server").process.pid)
+    alive = [child for child in server.children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "worker" in child.cmdline()]
+
+
+def fastest_fps(stack: LocalStack) -> float:
+    with stack.client() as client:
+        (edition,) = client.editions(device=DEVICE)
+        rows = {row["block_key"]: row["latency_ms"] for row in client.rows(edition["edition"])}
+    space = named_space("heatdetr-nano", classes=3)
+    sum_ms = sum(rows[block.key] for block in space.blocks(space.smallest()))
+    return float(1000 / (edition["calibration"]["slope"] * sum_ms))
