@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from PIL import Image, ImageDraw
 
 from supernet.errors import DatasetExists
 
-SHAPES = ("disc", "rectangle", "triangle")
+SHAPES = ("disc", "ring", "cross")
 """The classes, in the order of their category ids 1, 2, 3."""
 
 RECIPE_VERSION = 1
 """Raised whenever the same seed would give other images."""
 
 MAX_OBJECTS = 4
-SMALLEST_SHARE, LARGEST_SHARE = 16, 52
+SMALLEST_SHARE, LARGEST_SHARE = 20, 60
 """Diameter of an object, in percent of the image side."""
 
 MAX_OVERLAP = 0.25
@@ -36,8 +37,17 @@ MAX_OVERLAP = 0.25
 MIN_VISIBLE = 0.6
 """Share of an object's pixels that later objects leave uncovered."""
 
-MIN_CONTRAST = 90
+MIN_CONTRAST = 200
 """Sum over the channels of the mean colour difference between an object and the ground behind it."""
+
+MAX_RELIEF = 35
+"""Largest difference between the two colours of a texture, in each channel."""
+
+HOLE = 0.5
+"""Inner diameter of a ring over its outer one."""
+
+ARM = 0.33
+"""Width of a cross's arms over its length."""
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -185,8 +195,8 @@ def _file_name(image_id: int) -> str:
 
 
 def _place(size: int, others: list[Shape], rng: np.random.Generator) -> Shape | None:
-    """Try a few places for one more object; None where all would hide too much of another."""
-    for _ in range(12):
+    """Try places for one more object, a few where there are others; None where each would hide too much of them."""
+    for _ in repeat(None, 12) if others else repeat(None):
         shape = _outline(size, rng)
         if shape is not None and _fits(shape, others):
             return shape
@@ -209,39 +219,43 @@ def _outline(size: int, rng: np.random.Generator) -> Shape | None:
     category = int(rng.integers(1, len(SHAPES) + 1))
     # The logarithm of the diameter is even: small objects are as frequent as large ones.
     low, high = math.log(SMALLEST_SHARE), math.log(LARGEST_SHARE)
-    diameter = math.exp(low + (high - low) * int(rng.integers(0, 1001)) / 1000) * size / 100
-    middle = [int(rng.integers(0, size)) for _ in range(2)]
-    turn, squeeze = int(rng.integers(0, 360)), int(rng.integers(60, 101)) / 100
-    points = [
-        (middle[0] + round(x * math.cos(math.radians(turn)) - y * math.sin(math.radians(turn))),
-         middle[1] + round(x * math.sin(math.radians(turn)) + y * math.cos(math.radians(turn))))
-        for x, y in _corners(SHAPES[category - 1], diameter / 2, squeeze)
-    ]  # fmt: skip
-    if any(not 1 <= value < size - 1 for point in points for value in point):
+    radius = math.exp(low + (high - low) * int(rng.integers(0, 1001)) / 1000) * size / 200
+    middle = (int(rng.integers(0, size)), int(rng.integers(0, size)))
+    turn, squeeze = math.radians(int(rng.integers(0, 360))), int(rng.integers(70, 101)) / 100
+    outer, *holes = (
+        [_turned(x * radius, y * radius * squeeze, turn, middle) for x, y in corners]
+        for corners in _corners(SHAPES[category - 1])
+    )
+    if any(not 1 <= value < size - 1 for point in outer for value in point):
         return None
     sheet = Image.new("1", (size, size))
-    ImageDraw.Draw(sheet).polygon(points, fill=1)
+    pen = ImageDraw.Draw(sheet)
+    pen.polygon(outer, fill=1)
+    for hole in holes:
+        pen.polygon(hole, fill=0)
     mask: Mask = np.asarray(sheet, dtype=bool)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return Shape(category, mask, (left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top))
 
 
-def _corners(name: str, radius: float, squeeze: float) -> list[tuple[float, float]]:
-    """Return the corners around the origin; all three shapes have similar areas at equal radius."""
+def _corners(name: str) -> list[list[tuple[float, float]]]:
+    """Return the corners of a shape of radius 1 around the origin, then those of its hole if it has one."""
+    circle = [(math.cos(math.radians(9 * i)), math.sin(math.radians(9 * i))) for i in range(40)]
     match name:
         case "disc":
-            sides, start = 40, 0.0
-        case "rectangle":
-            half = radius * 0.85
-            return [(-half, -half * squeeze), (half, -half * squeeze), (half, half * squeeze), (-half, half * squeeze)]
+            return [circle]
+        case "ring":
+            return [circle, [(HOLE * x, HOLE * y) for x, y in circle]]
         case _:
-            sides, start, radius = 3, 90.0, radius * 1.15
-    return [
-        (radius * math.cos(math.radians(start + 360 * i / sides)),
-         radius * squeeze * math.sin(math.radians(start + 360 * i / sides)))
-        for i in range(sides)
-    ]  # fmt: skip
+            quarter = [(ARM, -1.0), (ARM, -ARM), (1.0, -ARM)]
+            half = quarter + [(-y, x) for x, y in quarter]
+            return [half + [(-x, -y) for x, y in half]]
+
+
+def _turned(x: float, y: float, turn: float, middle: tuple[int, int]) -> tuple[int, int]:
+    cosine, sine = math.cos(turn), math.sin(turn)
+    return middle[0] + round(x * cosine - y * sine), middle[1] + round(x * sine + y * cosine)
 
 
 def _box_iou(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
@@ -266,7 +280,7 @@ def _contrasting(size: int, ground: Pixels, mask: Mask, rng: np.random.Generator
 def _texture(size: int, rng: np.random.Generator) -> Pixels:
     """Draw two near colours and mix them by stripes, checks, dots or clouds: (size, size, 3)."""
     one = rng.integers(20, 236, size=3).astype(np.int32)
-    other = np.clip(one + rng.integers(-70, 71, size=3), 0, 255).astype(np.int32)
+    other = np.clip(one + rng.integers(-MAX_RELIEF, MAX_RELIEF + 1, size=3), 0, 255).astype(np.int32)
     weight = _pattern(size, rng)[..., None]
     texture: Pixels = ((one * 256 + (other - one) * weight) >> 8).astype(np.uint8)
     return texture
