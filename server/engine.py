@@ -142,6 +142,7 @@ class DbosEngine:
             "application_version": APPLICATION_VERSION,
             "executor_id": EXECUTOR,
             "log_level": "WARNING",
+            "notification_listener_polling_interval_sec": self._poll_seconds,  # stopping waits for one turn of it
         }
 
     @staticmethod
