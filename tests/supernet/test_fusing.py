@@ -13,11 +13,17 @@ from tests.supernet.block_samples import BLOCKS, NANO, random_inputs
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind is not Kind.HEAD], ids=lambda b: b.label)
+@torch.no_grad()
 def test_fused_computes_what_the_training_form_computes(block: Block) -> None:
+    torch.manual_seed(0)
     module = build_block(block)
     randomise_statistics(module)
     inputs = random_inputs(block)
-    assert (fuse(module)(*inputs) - module.eval()(*inputs)).abs().max() <= 1e-5
+    expected = module.eval()(*inputs)
+    # float32 resolves 1e-7 of a value: outputs of up to 10 and sums over 576 products differ by rounding alone.
+    assert (fuse(module)(*inputs) - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+    exact = [x.double() for x in inputs]
+    assert (fuse(module.double())(*exact) - module(*exact)).abs().max() <= 1e-11
 
 
 def test_fused_head_gives_boxes_and_scores() -> None:
