@@ -182,7 +182,7 @@ def _read(text: str | bytes) -> Export:
         document = json.loads(text)
         body, claimed = document["export"], document["sha256"]
         found = _sha256(body)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidExport(
             f"this is no table export ({type(error).__name__}: {error}): give a file written by `heatnas table export`"
         ) from error

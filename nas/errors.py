@@ -37,15 +37,16 @@ class MissingBlocks(NasError):
 
     Attributes:
         blocks: the blocks without a row, in the order the network meets them.
+        command: what measures them, where it is known.
     """
 
-    def __init__(self, blocks: Sequence["Block"]) -> None:
-        self.blocks = tuple(blocks)
+    def __init__(self, blocks: Sequence["Block"], *, command: str | None = None) -> None:
+        self.blocks, self.command = tuple(blocks), command
         shown = ", ".join(block.label for block in self.blocks[:5])
         more = f" and {len(self.blocks) - 5} more" if len(self.blocks) > 5 else ""
         super().__init__(
             f"the table has no row for {len(self.blocks)} block(s): {shown}{more}. "
-            "Measure them: submit a profile job for this device and space, or run `heatnas profile`."
+            + (f"Measure them with `{command}`." if command else "Measure them: run `heatnas profile` for this device.")
         )
 
 

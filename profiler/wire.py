@@ -14,6 +14,8 @@ PROTOCOL = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Nanoseconds = Annotated[int, Field(lt=2**63)]
 
 
 class Message(BaseModel):
@@ -144,9 +146,9 @@ class Renewed(Message):
 class Timing(Message):
     """What was measured, raw samples included. Times in nanoseconds unless the name says milliseconds."""
 
-    hot_ns: tuple[int, ...]
+    hot_ns: tuple[Nanoseconds, ...]
     """Every run but the first of a visit, in order of time; outliers are counted, never dropped."""
-    cold_ns: tuple[int, ...]
+    cold_ns: tuple[Nanoseconds, ...]
     """The first run of each visit, after other sessions have used the caches."""
     hot_ms: float = Field(gt=0)
     """Median of the hot runs."""
@@ -159,10 +161,10 @@ class Timing(Message):
     confidence: float
     converged: bool
     """The interval is as narrow as the policy asks."""
-    outliers: int = Field(ge=0)
+    outliers: Count
     """Hot runs with a modified z-score above 3.5."""
-    rounds: int = Field(ge=1)
-    warmup_runs: int = Field(ge=0)
+    rounds: Count = Field(ge=1)
+    warmup_runs: Count
 
 
 class Result(Message):

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
+from starlette.types import ASGIApp
 
 from server import http_errors
-from server.auth import TokenGuard, ensure_token
+from server.auth import StrangersUnread, TokenGuard, ensure_token
 from server.database import make_engine
 from server.migrations import upgrade
 from server.routes import agents, devices, jobs, overview, tables
@@ -20,8 +21,16 @@ Say a target FPS for one of your devices; get a HeatDETR detector that was measu
 Every route but `/v1/health` needs `Authorization: Bearer TOKEN`.
 """
 
-MAX_BODY_BYTES = 16 * 2**20
-"""Largest request body: a result with its raw samples, or the export of a large table."""
+MAX_BODY_BYTES = 2**20
+"""Largest request body, but for the routes that take measurements or tables: they state their own."""
+
+
+class Application(FastAPI):
+    """The application, whose refusals have one shape even where the framework answers by itself."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Put the one shape around everything else."""
+        return http_errors.OneShape(super().build_middleware_stack())
 
 
 def _now() -> datetime:
@@ -33,16 +42,19 @@ def create_app(settings: Settings, *, clock: Callable[[], datetime] = _now) -> F
 
     Raises:
         NewerDatabase: the folder belongs to a newer version.
+        DamagedToken: its token file holds no token.
     """
     settings.data.mkdir(parents=True, exist_ok=True)
     database = make_engine(settings.database_url)
     upgrade(database)
     token, _ = ensure_token(settings.data)
-    app = FastAPI(
+    guard = TokenGuard(token, public=[overview.health])
+    app = Application(
         title="HeatNAS",
         version=version("heatnas"),
         description=DESCRIPTION,
-        dependencies=[Depends(TokenGuard(token, public=[overview.health]))],
+        dependencies=[Depends(guard)],
+        responses=http_errors.RESPONSES,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -54,5 +66,6 @@ def create_app(settings: Settings, *, clock: Callable[[], datetime] = _now) -> F
     app.add_api_route(
         "/v1/openapi.json", app.openapi, methods=["GET"], summary="Return this document", include_in_schema=False
     )
+    app.add_middleware(StrangersUnread, guard=guard)
     http_errors.install(app)
     return app

@@ -8,6 +8,7 @@ ServerError
 ├── LeaseLost          the lease expired, was released or never existed: drop its tasks and lease again
 ├── ResultRefused      a result or failure that does not belong to its task
 ├── NotAuthenticated   no valid bearer token: send the one of the data folder
+├── DamagedToken       the token file holds no token: delete it, a new one is made
 ├── UnknownJob         no job of that id
 ├── UnknownSupernet    no supernet of that id: train one
 ├── UnknownArtifact    the job has no file of that name
@@ -61,6 +62,10 @@ class DamagedBlob(ServerError):
 
 class NotAuthenticated(ServerError):
     """The request carries no valid bearer token."""
+
+
+class DamagedToken(ServerError):
+    """The token file of the data folder holds no token."""
 
 
 class UnknownJob(ServerError):

@@ -8,11 +8,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lookup_tables import errors as tables
 from nas import errors as nas
 from profiler import errors as profiler
 from server import errors as server
+from server.schemas import ErrorAnswer
 
 STATUS: dict[type[Exception], HTTPStatus] = {
     nas.UnknownSpace: HTTPStatus.NOT_FOUND,
@@ -36,12 +38,23 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     server.UnknownArtifact: HTTPStatus.NOT_FOUND,
     server.UnknownBlob: HTTPStatus.NOT_FOUND,
     server.DamagedBlob: HTTPStatus.INTERNAL_SERVER_ERROR,
+    server.DamagedToken: HTTPStatus.INTERNAL_SERVER_ERROR,
+    server.ChildFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     server.LeaseLost: HTTPStatus.GONE,
     server.ServerError: HTTPStatus.CONFLICT,
     profiler.ProfilerError: HTTPStatus.BAD_GATEWAY,
     SQLAlchemyError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """Status by class; an error without an entry of its own takes that of its nearest ancestor."""
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorAnswer, "description": "No token, or another one"},
+    422: {"model": ErrorAnswer, "description": "A value breaks a rule: which one stands in the message"},
+}
+"""What any route may answer."""
+
+CONTENT_TOO_LARGE = 413
+TOO_LARGE = "the body is larger than this route takes: send less, a result with fewer samples or a table of fewer rows"
 
 
 def status_of(error: Exception) -> HTTPStatus:
@@ -64,6 +77,8 @@ def body_of(error: Exception) -> dict[str, Any]:
         }
     if isinstance(error, nas.MissingBlocks | tables.UnmeasuredBlocks):
         body |= {"missing": len(error.blocks), "blocks": [block.label for block in error.blocks[:100]]}
+    if isinstance(error, nas.MissingBlocks) and error.command:
+        body["command"] = error.command
     return body
 
 
@@ -73,6 +88,7 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_fault)
 
 
 async def _answer(_: Request, error: Exception) -> JSONResponse:
@@ -97,6 +113,34 @@ async def _answer_http(_: Request, error: Exception) -> JSONResponse:
     status = HTTPStatus(error.status_code) if isinstance(error, HTTPException) else HTTPStatus.INTERNAL_SERVER_ERROR
     detail = error.detail if isinstance(error, HTTPException) else ""
     return JSONResponse({"error": status.phrase.replace(" ", ""), "message": detail or status.phrase}, status)
+
+
+async def _answer_fault(_: Request, error: Exception) -> JSONResponse:
+    """Say that the fault is ours; what it was stands in the log, not in the answer."""
+    text = f"the server hit a fault of its own ({type(error).__name__}): its log says where, please report it"
+    return JSONResponse({"error": "InternalFault", "message": text}, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+class OneShape:
+    """The outermost layer: where the framework refuses a large body in plain text, say it in the one shape."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on, but for a 413, whose body is written anew."""
+        is_replaced = False
+
+        async def answer(message: Message) -> None:
+            nonlocal is_replaced
+            if message["type"] == "http.response.start" and message["status"] == CONTENT_TOO_LARGE:
+                is_replaced = True
+                body = {"error": "ContentTooLarge", "message": TOO_LARGE}
+                await JSONResponse(body, CONTENT_TOO_LARGE)(scope, receive, send)
+            elif not is_replaced:
+                await send(message)
+
+        await self._app(scope, receive, answer)
 
 
 def _shown(value: object) -> str:

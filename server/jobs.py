@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from server.database import FINAL_JOB_STATES, Artifact, Job, JobEvent, JobState, Task, TaskState, reading, writing
 from server.errors import IdempotencyConflict, JobCancelled, JobNotFinished, UnknownArtifact, UnknownJob
 from server.parameters import PARAMETERS, Parameters
+from server.supernets import LATEST
 
 Json = dict[str, Any]
 
@@ -35,12 +36,11 @@ class Jobs:
         Raises:
             IdempotencyConflict: the key was used for another request.
         """
-        content = parameters.model_dump(mode="json")
         job = Job(
             id=f"{kind}-{secrets.token_hex(6)}",
             kind=kind,
             state=JobState.SUBMITTED,
-            parameters=content,
+            parameters=parameters.model_dump(mode="json"),
             idempotency_key=key,
             created_at=now,
         )
@@ -50,14 +50,26 @@ class Jobs:
                 session.flush()
                 _add_event(session, job.id, "submitted", f"{kind} job submitted", None, now)
         except IntegrityError:
-            if key is None:
+            known = None if key is None else self.made_by(key, kind, parameters)
+            if known is None:
                 raise
-            return self._same(key, kind, content)
+            return known
         return self.get(job.id)
 
-    def _same(self, key: str, kind: str, content: Json) -> Job:
+    def made_by(self, key: str, kind: str, parameters: Parameters) -> Job | None:
+        """Return the job that a key made, None when it made none: a request sent again is not judged anew.
+
+        Raises:
+            IdempotencyConflict: the key was used for another request.
+        """
         with reading(self._engine) as session:
-            known = session.scalars(select(Job).where(Job.idempotency_key == key)).one()
+            known = session.scalars(select(Job).where(Job.idempotency_key == key)).one_or_none()
+        if known is None:
+            return None
+        content = parameters.model_dump(mode="json")
+        if content.get("supernet") == LATEST:
+            # It was resolved when the job was made; which supernet is the latest now does not matter.
+            content["supernet"] = known.parameters.get("supernet")
         if known.kind != kind or known.parameters != content:
             raise IdempotencyConflict(
                 f"idempotency key {key!r} belongs to {known.kind} job {known.id} with other parameters: use a new key"
@@ -130,12 +142,18 @@ class Jobs:
         with writing(self._engine) as session:
             return _add_event(session, job, kind, message, None if data is None else dict(data), now)
 
-    def events(self, job: str, *, after: int = 0, limit: int = 500) -> Sequence[JobEvent]:
+    def events(self, job: str, *, after: int = 0, limit: int = 500, offset: int = 0) -> Sequence[JobEvent]:
         """List the events of a job after a number, in order."""
         with reading(self._engine) as session:
             _find(session, job)
             wanted = select(JobEvent).where(JobEvent.job_id == job, JobEvent.seq > after).order_by(JobEvent.seq)
-            return session.scalars(wanted.limit(limit)).all()
+            return session.scalars(wanted.limit(limit).offset(offset)).all()
+
+    def count_events(self, job: str, *, after: int = 0) -> int:
+        """Count the events of a job after a number."""
+        with reading(self._engine) as session:
+            wanted = select(func.count()).where(JobEvent.job_id == job, JobEvent.seq > after)
+            return session.scalar(wanted) or 0
 
     def succeed(self, job: str, result: Mapping[str, Any], *, now: datetime) -> None:
         """Finish a job with its result; a job that is final already stays as it is."""

@@ -118,6 +118,16 @@ def lease(session: Session, agent_id: str, max_tasks: int, terms: LeaseTerms, *,
     return LeaseReply(lease_id=lease_id, lease_seconds=terms.lease_seconds, tasks=tuple(map(_message, claimed)))
 
 
+def may_lease(session: Session, agent_id: str, *, now: datetime) -> bool:
+    """Tell whether asking for a lease could give one; only reads, so that many agents can wait without a writer."""
+    agent = session.get(Agent, agent_id)
+    if agent is None:
+        return False
+    pending = select(Task.id).where(Task.device_id == agent.device_id, Task.state == TaskState.PENDING)
+    over = select(Lease.id).where(Lease.ended_at.is_(None), Lease.expires_at <= now)
+    return any(session.scalar(query.limit(1)) is not None for query in (pending, over))
+
+
 def renew(session: Session, lease_id: str, renewal: Renewal, terms: LeaseTerms, *, now: datetime) -> Renewed:
     """Let a lease run on, and tell which of its tasks were cancelled.
 

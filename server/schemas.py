@@ -117,12 +117,14 @@ class CalibrationAnswer(Answer):
     margin: float
     confidence: float
     error_percent: float = Field(description="Mean absolute error over the points it was fitted to.")
-    points: list[Json]
+    points: list[Json] = Field(description="Whole networks it was fitted to, measured in ms and FPS.")
 
     @classmethod
     def of(cls, calibration: Calibration) -> "CalibrationAnswer":
         """Write a calibration."""
         fields = calibration.model_dump(mode="json")
+        for point in fields["points"]:
+            point["measured_fps"] = 1000 / point["measured_ms"]
         return cls(**fields, error_percent=calibration.mape_percent)
 
 

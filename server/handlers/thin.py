@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lookup_tables.calibration import Calibration
-from lookup_tables.errors import UnknownEdition
 from nas.errors import BudgetUnreachable
 from server.answering import Problem, Solution, answer_json, config_json, round_json
+from server.choosing import choose_table
 from server.context import Context
 from server.parameters import ThinParameters
 from server.supernets import find_supernet
@@ -38,7 +38,7 @@ def thin(context: Context, parameters: ThinParameters) -> Json:
 
     Raises:
         BudgetUnreachable: no config is fast enough by the table as it was calibrated.
-        UnknownEdition: there is no table to answer from.
+        UnknownEdition, MissingBlocks: there is no table to answer from.
     """
     start = context.step("start", partial(_start, context, parameters))
     problem = Problem(
@@ -66,14 +66,7 @@ def thin(context: Context, parameters: ThinParameters) -> Json:
 def _start(context: Context, parameters: ThinParameters) -> Json:
     """Choose supernet, edition and calibration once: what is made meanwhile does not change a job that runs."""
     supernet = find_supernet(context.database, parameters.supernet)
-    blocks = supernet.space.all_blocks()
-    edition = parameters.edition or context.tables.latest(parameters.device, parameters.execution, blocks)
-    table = context.tables.load(edition)
-    if (table.device, table.execution) != (parameters.device, parameters.execution):
-        raise UnknownEdition(
-            f"edition {edition} is the table of {table.device} with {table.execution.threads} thread(s), not of "
-            f"{parameters.device} with {parameters.threads}: choose one of GET /v1/tables?device={parameters.device}"
-        )
+    edition = choose_table(context.tables, parameters, supernet.space).edition
     return {"supernet": supernet.id, "edition": edition, "revision": context.tables.calibration(edition).revision}
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy import func, select
 from starlette.concurrency import run_in_threadpool
@@ -36,6 +36,9 @@ router = APIRouter(tags=["agents"])
 LOOK_SECONDS = 0.25
 """Between two looks for work while an agent waits."""
 
+MAX_RESULT_BYTES = 16 * 2**20
+"""Largest result, raw samples included."""
+
 ENROLMENT = {"device": "workbench", "protocol": 1, "agent_version": "0.1.0", "description": DESCRIPTION}
 ENROLLED = {
     "agent_id": "d2c1a7f0",
@@ -59,20 +62,29 @@ def enrol(services: Injected, enrolment: Annotated[Enrolment, Body(examples=[ENR
 async def lease(
     services: Injected,
     agent_id: str,
-    request: Annotated[LeaseRequest, Body(examples=[{"max_tasks": 32, "wait_seconds": 20}])],
+    asked: Annotated[LeaseRequest, Body(examples=[{"max_tasks": 32, "wait_seconds": 20}])],
+    request: Request,
 ) -> Lease:
     """Lease pending tasks of the agent's device, waiting up to `wait_seconds` for some; no thread is held meanwhile."""
-    deadline = time.monotonic() + request.wait_seconds
-    while True:
-        found = await run_in_threadpool(_lease, services, agent_id, request.max_tasks)
-        if found.tasks or time.monotonic() >= deadline:
-            return found
+    deadline = time.monotonic() + asked.wait_seconds
+    found = await run_in_threadpool(_lease, services, agent_id, asked.max_tasks)
+    while not found.tasks and time.monotonic() < deadline:
         await asyncio.sleep(LOOK_SECONDS)
+        if await request.is_disconnected():  # what nobody waits for any more would be lost until the lease expires
+            break
+        if await run_in_threadpool(_may_lease, services, agent_id):
+            found = await run_in_threadpool(_lease, services, agent_id, asked.max_tasks)
+    return found
 
 
 def _lease(services: Services, agent_id: str, max_tasks: int) -> Lease:
     with writing(services.database) as session:
         return leases.lease(session, agent_id, max_tasks, services.terms, now=services.clock())
+
+
+def _may_lease(services: Services, agent_id: str) -> bool:
+    with reading(services.database) as session:
+        return leases.may_lease(session, agent_id, now=services.clock())
 
 
 @router.post(
@@ -119,6 +131,7 @@ def get_blob(services: Injected, sha256: Sha256) -> FileResponse:
 @router.put(
     "/results/{result_id}",
     summary="Hand over a measurement",
+    max_body_size=MAX_RESULT_BYTES,
     responses=example({"measurement_id": SHA, "late": False}),
 )
 def put_result(

@@ -3,7 +3,9 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Body
+from sqlalchemy import func, select
 
+from server.database import Device, reading
 from server.routes.examples import DEVICE, example
 from server.routes.paging import Limit, Offset
 from server.schemas import DeviceAnswer, DeviceRequest, Page, page
@@ -15,9 +17,10 @@ router = APIRouter(prefix="/devices", tags=["devices"])
 @router.get("", summary="List the devices", responses=example({"items": [DEVICE], "total": 1}))
 def list_devices(services: Injected, limit: Limit = 100, offset: Offset = 0) -> Page[DeviceAnswer]:
     """Show every device by name, with what its agent said about it."""
-    devices = services.tables.devices(limit=1_000_000)
-    shown = [DeviceAnswer.model_validate(device) for device in devices[offset : offset + limit]]
-    return page(shown, len(devices))
+    devices = services.tables.devices(limit=limit, offset=offset)
+    with reading(services.database) as session:
+        total = session.scalar(select(func.count()).select_from(Device)) or 0
+    return page([DeviceAnswer.model_validate(device) for device in devices], total)
 
 
 @router.post("", summary="Make a device known", status_code=201, responses=example(DEVICE, status=201))

@@ -1,23 +1,25 @@
 """Jobs: submit training, profiling and thinning; follow them; fetch what they made."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Header, Query
+from fastapi import APIRouter, Body, Depends, Header
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from nas.budgets import Budget
-from nas.errors import BudgetUnreachable, MissingBlocks
+from nas.errors import BudgetUnreachable
 from nas.exact import fastest
-from nas.space import named_space
-from server.database import FINAL_JOB_STATES, JobState
+from nas.space import SearchSpace, named_space
+from server.choosing import choose_table
+from server.database import Job, JobEvent, JobState
+from server.jobs import Jobs, is_final
 from server.parameters import Parameters, ProfileParameters, ThinParameters, TrainParameters
 from server.routes.examples import ARTIFACT, EVENT, JOB, SUPERNET, example
-from server.routes.paging import Limit, Offset
+from server.routes.paging import After, Limit, Offset
 from server.schemas import ArtifactAnswer, ErrorAnswer, EventAnswer, JobAnswer, Page, SupernetAnswer, page
 from server.services import Injected, Services
 from server.supernets import find_supernet, list_supernets
@@ -29,6 +31,17 @@ Key = Annotated[
     Annotated[str, StringConstraints(min_length=1, max_length=128)] | None,
     Header(alias="Idempotency-Key", description="The same key again gives the same job."),
 ]
+LastEvent = Annotated[
+    int, Header(alias="Last-Event-ID", ge=0, le=2**31, description="Number of the last event already seen.")
+]
+
+
+def follow(services: Injected, job: str) -> Job:
+    """Find the job before anything is streamed: afterwards it is too late to say that there is none."""
+    return services.jobs.get(job)
+
+
+Followed = Annotated[Job, Depends(follow)]
 REFUSED: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorAnswer, "description": "Unreachable target, or blocks without a row"},
     404: {"model": ErrorAnswer, "description": "Unknown device, edition or supernet"},
@@ -108,30 +121,26 @@ def thin(
     key: Key = None,
 ) -> JobAnswer:
     """Submit a thinning; refused at once when the table lacks rows or no config is fast enough."""
+    known = None if key is None else services.jobs.made_by(key, "thin", parameters)
+    if known is not None:
+        return JobAnswer.of(known)
     supernet = find_supernet(services.database, parameters.supernet)
-    named = parameters.model_copy(update={"supernet": supernet.id})
-    check_reachable(services, named)
-    return _submit(services, "thin", named, key)
+    check_reachable(services, parameters, supernet.space)
+    return _submit(services, "thin", parameters.model_copy(update={"supernet": supernet.id}), key)
 
 
-def check_reachable(services: Services, parameters: ThinParameters) -> None:
+def check_reachable(services: Services, parameters: ThinParameters, space: SearchSpace) -> None:
     """Refuse a target that the table cannot answer or no config of the space reaches.
 
     Raises:
         UnknownDevice, UnknownEdition: there is no such table.
-        MissingBlocks: the edition that was asked for does not cover the space.
+        MissingBlocks: it does not cover the space.
         BudgetUnreachable: names the fastest FPS and the block that binds.
     """
     budget = Budget.from_fps(parameters.target_fps)
-    space = find_supernet(services.database, parameters.supernet).space
     services.tables.device(parameters.device)
-    blocks = space.all_blocks()
-    edition = parameters.edition or services.tables.latest(parameters.device, parameters.execution, blocks)
-    table = services.tables.load(edition)
-    missing = [block for block in blocks if block not in table]
-    if missing:
-        raise MissingBlocks(missing)
-    latency = services.tables.calibration(edition).latency_model(table)
+    table = choose_table(services.tables, parameters, space)
+    latency = services.tables.calibration(table.edition).latency_model(table)
     quickest = fastest(space, latency)
     if not latency.holds(quickest.latency_ms, budget.latency_ms):
         raise BudgetUnreachable(
@@ -166,13 +175,13 @@ def get_job(services: Injected, job: str) -> JobAnswer:
 def list_events(
     services: Injected,
     job: str,
-    after: Annotated[int, Query(ge=0, description="Number of the last event already seen.")] = 0,
+    after: After = 0,
     limit: Limit = 500,
     offset: Offset = 0,
 ) -> Page[EventAnswer]:
     """Return the events of a job after a number, in order."""
-    found = services.jobs.events(job, after=after, limit=limit + offset)[offset:]
-    return page([EventAnswer.of(event) for event in found], len(found) + offset)
+    found = services.jobs.events(job, after=after, limit=limit, offset=offset)
+    return page([EventAnswer.of(event) for event in found], services.jobs.count_events(job, after=after))
 
 
 @router.get(
@@ -182,18 +191,23 @@ def list_events(
     response_class=EventSourceResponse,
     responses={200: {"content": {"text/event-stream": {"example": "id: 3\nevent: verified\ndata: {}\n\n"}}}},
 )
-async def stream_events(
-    services: Injected, job: str, last: Annotated[int, Header(alias="Last-Event-ID", ge=0)] = 0
-) -> AsyncIterator[ServerSentEvent]:
+async def stream_events(services: Injected, found: Followed, last: LastEvent = 0) -> AsyncIterator[ServerSentEvent]:
     """Send each event as it happens (server-sent events); reconnecting with Last-Event-ID misses none."""
     while True:
-        found = await run_in_threadpool(services.jobs.get, job)
-        for event in await run_in_threadpool(services.jobs.events, job, after=last):
+        is_over, events = await run_in_threadpool(_look, services.jobs, found.id, last)
+        for event in events:
             last = event.seq
             yield ServerSentEvent(data=EventAnswer.of(event), event=event.kind, id=str(event.seq))
-        if found.state in FINAL_JOB_STATES:
-            return
-        await asyncio.sleep(LOOK_SECONDS)
+        if not events:
+            if is_over:
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def _look(jobs: Jobs, job: str, last: int) -> tuple[bool, Sequence[JobEvent]]:
+    """Tell whether a job was over before we looked, and what came after an event."""
+    is_over = is_final(jobs.get(job))
+    return is_over, jobs.events(job, after=last)
 
 
 @router.get(

@@ -11,16 +11,22 @@ from lookup_tables.coverage import coverage
 from lookup_tables.errors import InvalidCalibration
 from lookup_tables.exchange import export_csv, export_json, import_json
 from nas.blocks import Kind
-from nas.space import named_space
+from nas.space import WIDTH_STEP, named_space
 from server.database import reading
 from server.routes.examples import EDITION, ROW, example
-from server.routes.paging import Limit, Offset
+from server.routes.paging import Classes, Limit, Offset
 from server.schemas import CoverageAnswer, EditionAnswer, ImportAnswer, Page, RowAnswer, page
 from server.services import Injected, Services
 
 router = APIRouter(prefix="/tables", tags=["tables"])
 
-MAX_IMPORT_BYTES = 256 * 2**20
+MAX_IMPORT_BYTES = 64 * 2**20
+"""Largest export that is taken: thousands of rows with their raw samples."""
+
+Width = Annotated[
+    int | None,
+    Query(ge=WIDTH_STEP, le=2**16, multiple_of=WIDTH_STEP, description="Input or output channels of the block."),
+]
 
 
 @router.get("", summary="List the table editions", responses=example({"items": [EDITION], "total": 1}))
@@ -48,7 +54,7 @@ def list_rows(
     services: Injected,
     edition: str,
     kind: Kind | None = None,
-    channels: Annotated[int | None, Query(ge=1, description="Input or output channels.")] = None,
+    channels: Width = None,
     limit: Limit = 100,
     offset: Offset = 0,
 ) -> Page[RowAnswer]:
@@ -71,7 +77,7 @@ def list_rows(
         }
     ),
 )
-def get_coverage(services: Injected, edition: str, space: str, classes: int = 3) -> CoverageAnswer:
+def get_coverage(services: Injected, edition: str, space: str, classes: Classes = 3) -> CoverageAnswer:
     """Compare the edition with a space, and name the command that measures what is missing."""
     table = services.tables.load(edition)
     found = coverage(table, named_space(space, classes=classes), device=table.device, threads=table.execution.threads)
@@ -107,6 +113,7 @@ def export(services: Injected, edition: str, format: Literal["json", "csv"] = "j
     "/import",
     summary="Import an exported edition",
     status_code=201,
+    max_body_size=MAX_IMPORT_BYTES,
     responses=example({"edition": EDITION["edition"]}, status=201),
     openapi_extra={"requestBody": {"content": {"application/json": {"example": {"format": 1}}}, "required": True}},
 )

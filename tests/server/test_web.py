@@ -85,6 +85,10 @@ def test_spaces_tell_their_span_and_rows(web: TestClient) -> None:
     assert nano["rows"] == len(NANO.all_blocks())
     assert nano["id"] == NANO.id
     assert nano["largest_gmacs"] == pytest.approx(gmacs(NANO.blocks(NANO.largest())))
+    for path in ("/v1/spaces", "/v1/spaces/heatdetr-nano", "/v1/tables/any/coverage"):
+        status, error, message = refusal(web.get(path, params={"classes": 0, "space": "heatdetr-nano"}))
+        assert (status, error) == (422, "InvalidRequest")
+        assert message == "query.classes: Input should be greater than or equal to 1 (got '0')"
     status, error, message = refusal(web.get("/v1/spaces/resnet"))
     assert (status, error) == (404, "UnknownSpace")
     assert "choose one of heatdetr, heatdetr-edge, heatdetr-nano" in message
@@ -133,6 +137,8 @@ def test_rows_are_shown_as_milliseconds_and_frames_per_second(web: TestClient) -
         ({"limit": 1001}, "query.limit: Input should be less than or equal to 1000 (got '1001')"),
         ({"offset": -1}, "query.offset: Input should be greater than or equal to 0 (got '-1')"),
         ({"channels": "wide"}, "query.channels: Input should be a valid integer"),
+        ({"channels": 33}, "query.channels: Input should be a multiple of 32 (got '33')"),
+        ({"channels": 10**30}, "query.channels: Input should be less than or equal to 65536"),
     ],
 )
 def test_bad_filters_name_value_and_rule(web: TestClient, query: dict[str, object], fault: str) -> None:
@@ -210,16 +216,37 @@ def test_thinning_needs_a_supernet_a_device_and_a_covering_table(web: TestClient
     plant_supernet(web)
     assert refusal(web.post("/v1/thinnings", json=body))[:2] == (404, "UnknownDevice")
     partial = plant_table(web, NANO.all_blocks()[:-1])
-    status, error, message = refusal(web.post("/v1/thinnings", json=body))
-    assert (status, error) == (404, "UnknownEdition")
-    assert "the newest lacks 1 block(s)" in message
-    assert f"`heatnas profile --device {DEVICE}" in message
-    refused = web.post("/v1/thinnings", json={**body, "edition": partial})
-    assert refusal(refused)[:2] == (409, "MissingBlocks")
-    assert refused.json()["blocks"] == [NANO.all_blocks()[-1].label]
+    label = NANO.all_blocks()[-1].label
+    command = f"heatnas profile --device {DEVICE} --space heatdetr-nano --classes 3 --threads 1"
+    for asked in (body, {**body, "edition": partial}):
+        refused = web.post("/v1/thinnings", json=asked)
+        assert refused.status_code == 409
+        assert refused.json() == {
+            "error": "MissingBlocks",
+            "message": f"the table has no row for 1 block(s): {label}. Measure them with `{command}`.",
+            "missing": 1,
+            "blocks": [label],
+            "command": command,
+        }
     assert refusal(web.post("/v1/thinnings", json={**body, "edition": "beef"}))[:2] == (404, "UnknownEdition")
     plant_table(web, NANO.all_blocks())
     assert web.post("/v1/thinnings", json=body).json()["parameters"]["supernet"] == "train-1"
+
+
+@pytest.mark.parametrize(("device", "threads"), [("laptop", 1), (DEVICE, 4)])
+def test_a_table_of_another_device_or_thread_count_answers_nothing(web: TestClient, device: str, threads: int) -> None:
+    plant_supernet(web)
+    edition = plant_table(web, NANO.all_blocks())
+    web.post("/v1/devices", json={"name": "laptop"})
+    body = {"device": device, "threads": threads, "supernet": "latest", "target_fps": 1.0}
+    message = (
+        f"edition {edition} is the table of {DEVICE} with 1 thread(s), not of {device} with {threads}: "
+        f"choose one of GET /v1/tables?device={device}"
+    )
+    assert refusal(web.post("/v1/thinnings", json={**body, "edition": edition})) == (404, "UnknownEdition", message)
+    command = f"heatnas profile --device {device} --space heatdetr-nano --classes 3 --threads {threads}"
+    message = f"device {device!r} has no table with {threads} thread(s): measure one with `{command}`"
+    assert refusal(web.post("/v1/thinnings", json=body)) == (404, "UnknownEdition", message)
 
 
 def test_an_unreachable_target_is_refused_with_the_fastest_and_what_binds(web: TestClient) -> None:
@@ -274,5 +301,25 @@ def test_blobs_are_named_by_hash_alone(web: TestClient) -> None:
 
 
 def test_too_large_bodies_are_refused_before_they_are_read(web: TestClient) -> None:
-    response = web.post("/v1/devices", content=b"x" * (17 * 2**20), headers={"Content-Type": "application/json"})
-    assert response.status_code == 413
+    def pieces() -> Iterator[bytes]:
+        yield from [b" " * 2**20] * 2
+
+    for content in (b" " * 2**21, pieces()):  # with its length announced, and without
+        response = web.post("/v1/devices", content=content, headers={"Content-Type": "application/json"})
+        status, error, message = refusal(response)
+        assert (status, error) == (413, "ContentTooLarge")
+        assert message.startswith("the body is larger than this route takes: send less")
+
+
+def test_tables_and_results_may_be_larger_than_other_bodies(web: TestClient) -> None:
+    big = b" " * 2**21 + b"{}"
+    assert refusal(web.post("/v1/tables/import", content=big))[:2] == (422, "InvalidExport")
+    headers = {"Content-Type": "application/json"}
+    assert refusal(web.put(f"/v1/results/{'0' * 64}", content=big, headers=headers))[:2] == (422, "InvalidRequest")
+
+
+def test_a_pathologically_nested_body_is_refused(web: TestClient) -> None:
+    nested = b"[" * 500_000
+    headers = {"Content-Type": "application/json"}
+    assert refusal(web.post("/v1/devices", content=nested, headers=headers))[:2] == (400, "BadRequest")
+    assert refusal(web.post("/v1/tables/import", content=nested))[:2] == (422, "InvalidExport")
