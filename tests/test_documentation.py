@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import get_args
 
 import pytest
-from server.cli import app
 
 from profiler.__main__ import COMMANDS
+from server.cli import app
 from server.client import JobKind
 
 ROOT = Path(__file__).parents[1]
