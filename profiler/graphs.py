@@ -106,7 +106,7 @@ class GraphCache:
     """Graph files by SHA-256, trimmed to a size: the ones used longest ago go first."""
 
     def __init__(self, folder: Path, *, max_bytes: int = CACHE_BYTES) -> None:
-        self._folder = folder
+        self._folder = folder.resolve()  # paths are handed to a process that works in another folder
         self._max_bytes = max_bytes
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob("*.partial"):

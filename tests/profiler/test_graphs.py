@@ -156,3 +156,13 @@ def test_graph_used_last_is_the_youngest(three: tuple[GraphCache, Callable[[], l
     cache.find(hashlib.sha256(bytes([0]) * 100).hexdigest())
     cache.trim(keep=())
     assert left() == [0, 2]
+
+
+def test_a_relative_state_folder_gives_paths_that_hold_in_any_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cache = GraphCache(Path("state"))
+    sha256 = hashlib.sha256(b"graph").hexdigest()
+    (tmp_path / "state" / sha256).write_bytes(b"graph")
+    assert cache.find(sha256) == tmp_path / "state" / sha256
