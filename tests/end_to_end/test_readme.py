@@ -10,8 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nas.config import Config
 from server.local_stack import LocalStack
+
+MOST_SECONDS = 400
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -30,22 +34,28 @@ def test_the_walk_through_ends_with_a_measured_file(tmp_path: Path) -> None:
     lines = walk_through({"8000": str(port), '"steps": 500': '"steps": 4, "images": 24'})
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
-    shell = subprocess.Popen(
-        [str(shutil.which("bash")), "-eu"],
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said, _ = shell.communicate(lines, timeout=400)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)
+    log = tmp_path / "walk.log"
+    with log.open("w") as output:
+        shell = subprocess.Popen(
+            [str(shutil.which("bash")), "-eu"],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            shell.communicate(lines, timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"not done after {MOST_SECONDS} s; the output was:\n{log.read_text()}")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
 
+    said = log.read_text()
     assert shell.returncode == 0, said
     config = json.loads((tmp_path / "config.json").read_text())
     assert Config.model_validate(config["config"]).id == config["id"]
