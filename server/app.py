@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
@@ -11,7 +12,8 @@ from server import http_errors
 from server.auth import StrangersUnread, TokenGuard, ensure_token
 from server.database import make_engine
 from server.migrations import upgrade
-from server.routes import agents, devices, jobs, overview, tables
+from server.routes import agents, devices, examples, jobs, overview, tables
+from server.schemas import ErrorAnswer
 from server.services import Services
 from server.settings import Settings
 
@@ -20,6 +22,8 @@ Say a target FPS for one of your devices; get a HeatDETR detector that was measu
 
 Every route but `/v1/health` needs `Authorization: Bearer TOKEN`.
 """
+
+OPEN_PATH = "/v1/health"
 
 MAX_BODY_BYTES = 2**20
 """Largest request body, but for the routes that take measurements or tables: they state their own."""
@@ -31,6 +35,13 @@ class Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Put the one shape around everything else."""
         return http_errors.OneShape(super().build_middleware_stack())
+
+    def openapi(self) -> dict[str, Any]:
+        """Describe the interface, with what the framework cannot know: one route is open, and how refusals look."""
+        document = super().openapi()
+        document["paths"][OPEN_PATH]["get"]["security"] = []
+        document["components"]["schemas"]["ErrorAnswer"] = ErrorAnswer.model_json_schema()
+        return document
 
 
 def _now() -> datetime:
@@ -45,16 +56,20 @@ def create_app(settings: Settings, *, clock: Callable[[], datetime] = _now) -> F
         DamagedToken: its token file holds no token.
     """
     settings.data.mkdir(parents=True, exist_ok=True)
-    database = make_engine(settings.database_url)
-    upgrade(database)
     token, _ = ensure_token(settings.data)
+    database = make_engine(settings.database_url)
+    try:
+        upgrade(database)
+    except BaseException:
+        database.dispose()
+        raise
     guard = TokenGuard(token, public=[overview.health])
     app = Application(
         title="HeatNAS",
         version=version("heatnas"),
         description=DESCRIPTION,
         dependencies=[Depends(guard)],
-        responses=http_errors.RESPONSES,
+        responses=examples.ANYWHERE,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,

@@ -14,7 +14,6 @@ from lookup_tables import errors as tables
 from nas import errors as nas
 from profiler import errors as profiler
 from server import errors as server
-from server.schemas import ErrorAnswer
 
 STATUS: dict[type[Exception], HTTPStatus] = {
     nas.UnknownSpace: HTTPStatus.NOT_FOUND,
@@ -46,12 +45,6 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     SQLAlchemyError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """Status by class; an error without an entry of its own takes that of its nearest ancestor."""
-
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    401: {"model": ErrorAnswer, "description": "No token, or another one"},
-    422: {"model": ErrorAnswer, "description": "A value breaks a rule: which one stands in the message"},
-}
-"""What any route may answer."""
 
 CONTENT_TOO_LARGE = 413
 TOO_LARGE = "the body is larger than this route takes: send less, a result with fewer samples or a table of fewer rows"

@@ -164,3 +164,42 @@ RESULT: Json = {
 def example(value: object, *, status: int = 200) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that answers JSON such as this."""
     return {status: {"content": {"application/json": {"example": value}}}}
+
+
+def refusal(
+    status: int, description: str, error: str, message: str, details: Json | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a refusal such as this, in the one shape."""
+    content = {
+        "schema": {"$ref": "#/components/schemas/ErrorAnswer"},
+        "example": {"error": error, "message": message, **(details or {})},
+    }
+    return {status: {"description": description, "content": {"application/json": content}}}
+
+
+ANYWHERE = {
+    **refusal(401, "No token, or another one", "NotAuthenticated", "this route needs the server's token: send ..."),
+    **refusal(
+        422,
+        "A value breaks a rule",
+        "InvalidRequest",
+        "body.target_fps: Input should be greater than 0 (got -3)",
+    ),
+}
+"""What any route may answer."""
+NO_DATABASE = refusal(
+    503, "The database does not answer", "OperationalError", "the database does not answer: is the disk full, ..."
+)
+UNKNOWN = refusal(
+    404,
+    "Unknown device, edition, supernet or space",
+    "UnknownDevice",
+    "device 'workbenck' is unknown: register it (POST /v1/devices) or start its agent (`heatnas-agent ...`)",
+)
+NOT_AS_THINGS_ARE = refusal(
+    409,
+    "Unreachable target, blocks without a row, or an idempotency key used for something else",
+    "BudgetUnreachable",
+    "1000.00 FPS (1.000 ms) is out of reach: the fastest config of the space runs at 412.30 FPS (2.425 ms) and ...",
+    {"target_fps": 1000.0, "fastest_fps": 412.3, "fastest_ms": 2.425, "binding": "head 96->3 @24x24"},
+)

@@ -18,9 +18,9 @@ from server.choosing import choose_table
 from server.database import Job, JobEvent, JobState
 from server.jobs import Jobs, is_final
 from server.parameters import Parameters, ProfileParameters, ThinParameters, TrainParameters
-from server.routes.examples import ARTIFACT, EVENT, JOB, SUPERNET, example
+from server.routes.examples import ARTIFACT, EVENT, JOB, NOT_AS_THINGS_ARE, SUPERNET, UNKNOWN, example
 from server.routes.paging import After, Limit, Offset
-from server.schemas import ArtifactAnswer, ErrorAnswer, EventAnswer, JobAnswer, Page, SupernetAnswer, page
+from server.schemas import ArtifactAnswer, EventAnswer, JobAnswer, Page, SupernetAnswer, page
 from server.services import Injected, Services
 from server.supernets import find_supernet, list_supernets
 
@@ -42,10 +42,6 @@ def follow(services: Injected, job: str) -> Job:
 
 
 Followed = Annotated[Job, Depends(follow)]
-REFUSED: dict[int | str, dict[str, Any]] = {
-    409: {"model": ErrorAnswer, "description": "Unreachable target, or blocks without a row"},
-    404: {"model": ErrorAnswer, "description": "Unknown device, edition or supernet"},
-}
 
 
 @router.post(
@@ -92,7 +88,7 @@ def get_importance(services: Injected, supernet: str) -> dict[str, Any]:
     summary="Measure a device",
     status_code=202,
     tags=["tables"],
-    responses={**example(JOB, status=202), 404: REFUSED[404]},
+    responses={**example(JOB, status=202), **UNKNOWN},
 )
 def profile(
     services: Injected,
@@ -110,7 +106,7 @@ def profile(
     summary="Ask for a detector at a target FPS",
     status_code=202,
     tags=["jobs"],
-    responses={**example(JOB, status=202), **REFUSED},
+    responses={**example(JOB, status=202), **UNKNOWN, **NOT_AS_THINGS_ARE},
 )
 def thin(
     services: Injected,

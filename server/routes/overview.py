@@ -8,9 +8,9 @@ from sqlalchemy import select
 from lookup_tables.models import Device
 from nas.space import SPACE_NAMES, named_space
 from server.database import reading
-from server.routes.examples import EDGE, example
+from server.routes.examples import EDGE, NO_DATABASE, UNKNOWN, example
 from server.routes.paging import Classes
-from server.schemas import ErrorAnswer, Health, Page, SpaceAnswer, page
+from server.schemas import Health, Page, SpaceAnswer, page
 from server.services import Injected
 
 router = APIRouter(tags=["overview"])
@@ -23,9 +23,8 @@ DEFAULT_CLASSES = 3
     summary="Tell whether the server is well",
     responses={
         **example({"status": "ok", "version": "0.1.0", "database": "sqlite"}),
-        503: {"model": ErrorAnswer, "description": "The database does not answer"},
+        **NO_DATABASE,
     },
-    openapi_extra={"security": []},
 )
 def health(services: Injected) -> Health:
     """Need no token; 503 when the database does not answer."""
@@ -41,7 +40,7 @@ def list_spaces(classes: Classes = DEFAULT_CLASSES) -> Page[SpaceAnswer]:
     return page(spaces, len(spaces))
 
 
-@router.get("/spaces/{name}", summary="Describe one search space", responses=example(EDGE))
+@router.get("/spaces/{name}", summary="Describe one search space", responses={**example(EDGE), **UNKNOWN})
 def get_space(name: str, classes: Classes = DEFAULT_CLASSES) -> SpaceAnswer:
     """Return the space as JSON, for a number of object classes."""
     return SpaceAnswer.of(named_space(name, classes=classes))
