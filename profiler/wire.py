@@ -163,7 +163,7 @@ class Timing(Message):
     """The interval is as narrow as the policy asks."""
     outliers: Count
     """Hot runs with a modified z-score above 3.5."""
-    rounds: Count = Field(ge=1)
+    rounds: int = Field(ge=1, lt=2**31)
     warmup_runs: Count
 
 

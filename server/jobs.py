@@ -4,7 +4,6 @@ Submitting only inserts a row (the outbox); a worker hands it to the job engine 
 a conditional UPDATE, so that of two that race only one happens.
 """
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,10 +13,11 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from server.database import FINAL_JOB_STATES, Artifact, Job, JobEvent, JobState, Task, TaskState, reading, writing
+from server.database import FINAL_JOB_STATES, Artifact, Job, JobEvent, JobState, reading, writing
 from server.errors import IdempotencyConflict, JobCancelled, JobNotFinished, UnknownArtifact, UnknownJob
 from server.parameters import PARAMETERS, Parameters
 from server.supernets import LATEST
+from server.tasks import cancel_tasks
 
 Json = dict[str, Any]
 
@@ -219,10 +219,7 @@ class Jobs:
         with writing(self._engine) as session:
             if _moved(session, job, OPEN_STATES, values):
                 _add_event(session, job, kind, message, None, now)
-                open_tasks = (Task.job_id == job, Task.state.in_([TaskState.PENDING, TaskState.LEASED]))
-                session.execute(
-                    update(Task).where(*open_tasks).values(state=TaskState.CANCELLED, lease_id=None, updated_at=now)
-                )
+                cancel_tasks(session, job, now=now)
 
 
 def _find(session: Session, job: str) -> Job:
@@ -248,8 +245,3 @@ def _add_event(session: Session, job: str, kind: str, message: str, data: Json |
 def is_final(job: Job) -> bool:
     """Tell whether nothing more will happen to a job."""
     return job.state in FINAL_JOB_STATES
-
-
-def canonical(content: Mapping[str, Any]) -> str:
-    """Write JSON with sorted keys: equal content, equal text."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"))
