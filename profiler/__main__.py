@@ -168,7 +168,9 @@ def _reporter() -> "PlainReporter | BarReporter":
     if sys.stderr.isatty():
         from rich.console import Console  # noqa: PLC0415
 
-        return BarReporter(Console(stderr=True))
+        console = Console(stderr=True)
+        if not console.is_dumb_terminal:  # one that cannot move its cursor
+            return BarReporter(console)
     return PlainReporter(lambda text: typer.echo(text, err=True))
 
 

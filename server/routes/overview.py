@@ -1,5 +1,6 @@
 """Health and search spaces."""
 
+from functools import lru_cache
 from importlib.metadata import version
 
 from fastapi import APIRouter
@@ -36,11 +37,16 @@ def health(services: Injected) -> Health:
 @router.get("/spaces", summary="List the search spaces", responses=example({"items": [EDGE], "total": 1}))
 def list_spaces(classes: Classes = DEFAULT_CLASSES) -> Page[SpaceAnswer]:
     """Show each space with its span in MACs and the table rows it needs."""
-    spaces = [SpaceAnswer.of(named_space(name, classes=classes)) for name in SPACE_NAMES]
+    spaces = [_describe(name, classes) for name in SPACE_NAMES]
     return page(spaces, len(spaces))
 
 
 @router.get("/spaces/{name}", summary="Describe one search space", responses={**example(EDGE), **UNKNOWN})
 def get_space(name: str, classes: Classes = DEFAULT_CLASSES) -> SpaceAnswer:
     """Return the space as JSON, for a number of object classes."""
+    return _describe(name, classes)
+
+
+@lru_cache(maxsize=32)  # enumerating the blocks of a large space takes a second
+def _describe(name: str, classes: int) -> SpaceAnswer:
     return SpaceAnswer.of(named_space(name, classes=classes))

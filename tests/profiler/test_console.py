@@ -30,13 +30,15 @@ def test_plain_lines_come_at_most_every_ten_seconds() -> None:
     ]
 
 
-def test_bar_shows_count_and_time_left_and_prints_brackets_as_they_are() -> None:
+def test_bar_shows_count_and_time_left_and_prints_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     screen = io.StringIO()
     reporter = BarReporter(Console(file=screen, force_terminal=True, width=100))
     reporter.progress(1, 2, 5.0)
-    reporter.note("block [1/2] of [red]")
+    reporter.note("block [7] of [red]")
     reporter.progress(2, 2, 0.0)
     reporter.close()
     assert "1/2" in screen.getvalue()
     assert "at most 5 s left" in screen.getvalue()
-    assert "block [1/2] of [red]" in screen.getvalue()
+    assert "block [7] of [red]" in screen.getvalue()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import pytest
@@ -93,8 +94,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, sqlite_template: Path) -> Iterator[Bench]:
     clock = Clock()
+    copyfile(sqlite_template, tmp_path / "heatnas.sqlite")
     app: FastAPI = create_app(Settings(data=tmp_path), clock=clock)
     with TestClient(app) as client:
         client.headers["Authorization"] = f"Bearer {(tmp_path / 'token').read_text().strip()}"

@@ -11,8 +11,8 @@ UNKNOWN_SUPERNET = "supernet 'latest' is unknown: list them with GET /v1/superne
 
 
 @pytest.fixture
-def web(tmp_path: Path) -> Iterator[TestClient]:
-    yield from open_web(tmp_path / "data")
+def web(tmp_path: Path, sqlite_template: Path) -> Iterator[TestClient]:
+    yield from open_web(tmp_path / "data", sqlite_template)
 
 
 def routes(client: TestClient) -> list[tuple[str, str, dict[str, object]]]:

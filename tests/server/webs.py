@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import copyfile
 
 from starlette.testclient import TestClient
 
@@ -25,8 +26,11 @@ NANO = named_space("heatdetr-nano", classes=3)
 DEVICE = "workbench"
 
 
-def open_web(data: Path) -> Iterator[TestClient]:
-    """Serve a data folder in this process; requests carry its token."""
+def open_web(data: Path, template: Path | None = None) -> Iterator[TestClient]:
+    """Serve a data folder in this process, made or with a copy of a database; requests carry its token."""
+    if template is not None:
+        data.mkdir()
+        copyfile(template, data / "heatnas.sqlite")
     app = create_app(Settings(data=data, poll_seconds=0), clock=lambda: NOW)
     with TestClient(app) as client:
         client.headers["Authorization"] = f"Bearer {(data / 'token').read_text().strip()}"
