@@ -140,7 +140,7 @@ def train(
 ) -> None:
     """Train a supernet and read the importance of each choice.
 
-    Example: `heatnas train --space heatdetr-nano --steps 500`
+    Example: `heatnas train --space heatdetr-nano --steps 400`
     """
     parameters = {"space": space, "seed": seed, "noise": noise} | _given(steps=steps, images=images)
     with _client(server, token, data) as client:

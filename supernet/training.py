@@ -62,9 +62,9 @@ class TrainSettings(Value):
         seed: decides weights, data order, augmentation, noise and subnets.
     """
 
-    steps: int = Field(default=800, ge=1)
-    batch: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    steps: int = Field(default=400, ge=1)
+    batch: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_norm: float = Field(default=5.0, gt=0)

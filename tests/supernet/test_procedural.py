@@ -158,6 +158,6 @@ def test_annotations_say_how_many_pixels_an_object_has(folder: Path) -> None:
 
 
 GOLDEN = {
-    "train": "2e4df2d85097eeb002371085c6d4f24375333a9e0abd38aea2d2bc28cbd83c09",
-    "val": "85339740cf9ea03c10555c3628a370b5dff044ffd7d3aba35315e40e7520ca57",
+    "train": "aac9748894f71813ff223ad17920ba49253c526935cd3e95adf367a63f750a7d",
+    "val": "dbb2c395f42959ada1aa5b46602ff1b956b2cf7582431f638fe284706e6968cd",
 }
