@@ -2,7 +2,8 @@
 
 Every unfinished item is visited once per round, in a new random order each round: what disturbs the machine for a while
 then hits all items alike. A visit is one cold run (private caches emptied just before) and a few hot ones. An item is
-finished when the confidence interval of its hot median is narrow enough, or its runs are used up. One item of the group
+finished when it was measured for long enough and the confidence interval of its hot median is narrow enough, or when
+its runs are used up. One item of the group
 also serves as the reference: it is run between the rounds, and a round with a reference more than 5 % off its median on
 either side is thrown away and repeated. Clock, randomness and eviction are passed in.
 """
@@ -140,6 +141,7 @@ class _Group:
         self._policy, self._clock, self._rng, self._evict, self._watch = policy, clock, rng, evict, watch
         self._open = [_Item(key, session.run) for key, session in sessions.items()]
         self._timings: dict[str, Timing] = {}
+        self._started = clock()
         self._readings: list[float] = []
         self._rejected = 0
         self._reference: Callable[[], None] | None = None
@@ -147,6 +149,7 @@ class _Group:
     def measure(self) -> dict[str, Timing]:
         self._attend(self._warm_up)
         self._prime_reference()
+        self._started = self._clock()
         while self._open:
             self._tell_progress()
             self._round()
@@ -219,24 +222,28 @@ class _Group:
         return any(abs(reading - usual) > REFERENCE_TOLERANCE * usual for reading in self._readings[-2:])
 
     def _take(self, visit: _Visit) -> None:
-        item = visit.item
+        item, policy = visit.item, self._policy
+        elapsed = (self._clock() - self._started) / 1e9
+        if elapsed < policy.min_seconds * len(item.hot) / policy.max_hot_runs:
+            return  # ahead of its schedule: the runs left are for later, this visit only kept the machine as it is
         item.cold.append(visit.cold_ns)
         item.hot.extend(visit.hot_ns)
         item.reference.extend(self._readings[-1:])
-        if len(item.hot) < self._policy.min_hot_runs:
+        if len(item.hot) < policy.min_hot_runs:
             return
-        timing = _summarise(item, self._policy)
-        if timing.converged or len(item.hot) >= self._policy.max_hot_runs:
+        timing = _summarise(item, policy)
+        if len(item.hot) >= policy.max_hot_runs or (timing.converged and elapsed >= policy.min_seconds):
             self._open.remove(item)
             self._timings[item.key] = timing
             self._watch.result(item.key, timing, _context(item))
 
     def _tell_progress(self) -> None:
-        left_ns = sum(
+        runs_ns = sum(
             item.expected_ns * item.repeats * (self._policy.max_hot_runs - len(item.hot)) for item in self._open
         )
+        left = self._policy.min_seconds - (self._clock() - self._started) / 1e9 if self._open else 0
         total = len(self._timings) + len(self._open)
-        self._watch.progress(Progress(len(self._timings), total, left_ns / 1e9))
+        self._watch.progress(Progress(len(self._timings), total, max(runs_ns / 1e9, left, 0.0)))
 
 
 def _summarise(item: _Item, policy: Policy) -> Timing:

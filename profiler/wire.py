@@ -84,7 +84,11 @@ class Execution(Message):
 
 
 class Policy(Message):
-    """When a measurement is good enough: it sets effort, not identity."""
+    """When a measurement is good enough: it sets effort, not identity.
+
+    A confidence interval knows nothing of a machine that is 5 % slower for the next ten seconds: only samples spread
+    over a longer time do. `min_seconds` is that time; the hot runs that are kept are spread evenly over it.
+    """
 
     warmup_runs: int = Field(default=5, ge=3)
     hot_runs_per_visit: int = Field(default=4, ge=1)
@@ -92,6 +96,7 @@ class Policy(Message):
     max_hot_runs: int = Field(default=40, ge=5)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     max_relative_width: float = Field(default=0.02, gt=0)
+    min_seconds: float = Field(default=0.0, ge=0, le=3600)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -62,6 +62,15 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed: the same again gives
 SpaceOption = Annotated[str, typer.Option(help="Search space; `heatnas spaces` lists them.")]
 DeviceOption = Annotated[str, typer.Option(help="Device, as its agent was named.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="Threads of the runtime; each has its own table.")]
+SecondsOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Shortest time that graphs measured together are measured for, against a machine's slow drift; "
+        "default: the server's, 20.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -155,6 +164,7 @@ def profile(
     classes: Annotated[int, typer.Option(min=1, help="Object classes of the head.")] = 3,
     threads: ThreadsOption = 1,
     references: Annotated[int, typer.Option(min=1, help="Whole networks measured to calibrate the table.")] = 6,
+    measure_seconds: SecondsOption = None,
     seed: SeedOption = 0,
     server: ServerOption = DEFAULT_SERVER,
     token: TokenOption = None,
@@ -174,7 +184,7 @@ def profile(
         "threads": threads,
         "references": references,
         "seed": seed,
-    }
+    } | _given(measure_seconds=measure_seconds)
     with _client(server, token, data) as client:
         _run_job(client, "profile", parameters, detach=detach)
 
@@ -190,6 +200,7 @@ def thin(
     threads: ThreadsOption = 1,
     edition: Annotated[str | None, typer.Option(help="Table edition; default: the newest.")] = None,
     max_rounds: Annotated[int, typer.Option(min=1, max=10, help="Measured rounds before a miss is final.")] = 3,
+    measure_seconds: SecondsOption = None,
     server: ServerOption = DEFAULT_SERVER,
     token: TokenOption = None,
     data: DataOption = DEFAULT_DATA,
@@ -207,7 +218,7 @@ def thin(
         "solver": solver,
         "threads": threads,
         "max_rounds": max_rounds,
-    } | _given(edition=edition)
+    } | _given(edition=edition, measure_seconds=measure_seconds)
     with _client(server, token, data) as client:
         _run_job(client, "thin", parameters, detach=detach)
 

@@ -13,6 +13,16 @@ Threads = Annotated[
     int, Field(ge=1, le=256, description="Intra-op threads of the runtime; part of a table's identity.")
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seconds = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=3600,
+        description="Shortest time that graphs measured together are measured for. A shared or warm machine drifts by "
+        "several percent for seconds at a time; 20 s average most of it out, a quiet device needs less.",
+    ),
+]
+MEASURE_SECONDS = 20.0
 
 
 class Parameters(BaseModel):
@@ -41,6 +51,7 @@ class ProfileParameters(Parameters):
     classes: int = Field(3, ge=1, le=10_000)
     threads: Threads = 1
     references: int = Field(6, ge=1, le=200, description="Whole networks measured to calibrate sums of blocks.")
+    measure_seconds: Seconds = MEASURE_SECONDS
     seed: Seed = 0
 
     @property
@@ -60,6 +71,7 @@ class ThinParameters(Parameters):
     threads: Threads = 1
     edition: str | None = Field(None, description="Table edition to answer from; the newest by default.")
     max_rounds: int = Field(3, ge=1, le=10, description="Verified rounds before a miss is reported as a miss.")
+    measure_seconds: Seconds = MEASURE_SECONDS
 
     @field_validator("target_fps", mode="before")
     @classmethod

@@ -16,8 +16,8 @@ from server.tasks import Item, network_key
 
 Json = dict[str, Any]
 
-WHOLE = Policy(min_hot_runs=40, max_hot_runs=120)
-"""How long an answer is timed: longer than a block, since everything rests on it."""
+MIN_RUNS, MAX_RUNS = 40, 400
+"""Hot runs kept of an answer: more than of a block, since everything rests on it."""
 
 REFERENCES = 2
 """Reference networks timed again with an answer: they tell how much the device has changed since its calibration."""
@@ -49,9 +49,10 @@ def verify(
     deployed = context.step(f"deploy {number}", partial(_deploy, context, problem, solution.config))
     middle = (first + last) / 2
     context.progress(middle)
+    policy = Policy(min_hot_runs=MIN_RUNS, max_hot_runs=MAX_RUNS, min_seconds=problem.parameters.measure_seconds)
     items = [
-        network_item(solution.config, deployed["sha256"], deployed["bytes"], problem.parameters.execution, WHOLE),
-        *_reference_items(context, problem, solution, calibration),
+        network_item(solution.config, deployed["sha256"], deployed["bytes"], problem.parameters.execution, policy),
+        *_reference_items(context, problem, solution, calibration, policy),
     ]
     timed = partial(measure, context, problem.parameters.device, items, share=(middle, last))
     measured = context.step(f"measure {number}", timed)
@@ -105,7 +106,9 @@ def _deploy(context: Context, problem: Problem, config: Config) -> Json:
     return context.child("server.heavy.deployment:deploy", order, lambda _: None, threads=threads)
 
 
-def _reference_items(context: Context, problem: Problem, solution: Solution, calibration: Calibration) -> list[Item]:
+def _reference_items(
+    context: Context, problem: Problem, solution: Solution, calibration: Calibration, policy: Policy
+) -> list[Item]:
     """Choose the references nearest in latency whose graphs are here; an imported table comes without graphs."""
     points = [point for point in calibration.points if point.source is Source.REFERENCE]
     points.sort(key=lambda point: (abs(math.log(point.measured_ms / solution.latency_ms)), point.label))
@@ -113,7 +116,7 @@ def _reference_items(context: Context, problem: Problem, solution: Solution, cal
     graphs = find_graphs(context, keys)
     execution = problem.parameters.execution
     return [
-        Item(key, graphs[key].label, graphs[key].sha256, graphs[key].bytes, execution, WHOLE)
+        Item(key, graphs[key].label, graphs[key].sha256, graphs[key].bytes, execution, policy)
         for key in keys
         if key in graphs
     ][:REFERENCES]

@@ -24,6 +24,9 @@ T = TypeVar("T")
 EXPORTED = 0.4
 """Share of the job that exporting makes up, the rest is measuring."""
 
+MAX_RUNS = 120
+"""Hot runs kept of a block at most."""
+
 DRAWN_PER_REFERENCE = 8
 """Random configs drawn for each reference that is kept: the kept ones are spread evenly over their MACs."""
 
@@ -92,7 +95,8 @@ def _export(
 def _measure(
     context: Context, parameters: ProfileParameters, space: SearchSpace, references: tuple[Config, ...], plan: list[str]
 ) -> dict[str, str]:
-    policy, execution, wanted = Policy(), parameters.execution, set(plan)
+    policy = Policy(max_hot_runs=MAX_RUNS, min_seconds=parameters.measure_seconds)
+    execution, wanted = parameters.execution, set(plan)
     blocks = [block for block in space.all_blocks() if block.key in wanted]
     graphs = find_graphs(context, [*wanted, *map(network_key, references)])
     networks = [(config, graphs[network_key(config)]) for config in references]

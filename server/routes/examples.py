@@ -117,9 +117,10 @@ POLICY: Json = {
     "warmup_runs": 5,
     "hot_runs_per_visit": 4,
     "min_hot_runs": 12,
-    "max_hot_runs": 40,
+    "max_hot_runs": 120,
     "confidence": 0.95,
     "max_relative_width": 0.02,
+    "min_seconds": 20.0,
 }
 LEASE: Json = {
     "lease_id": "b5bb9d8014a0f9b1d61e21e796d78dcc",

@@ -31,7 +31,12 @@ def walk_through(replacements: dict[str, str]) -> str:
 
 def test_the_walk_through_ends_with_a_measured_file(tmp_path: Path) -> None:
     port = LocalStack(tmp_path).port  # free, and nothing is started on it
-    lines = walk_through({"8000": str(port), '"steps": 400': '"steps": 4, "images": 24'})
+    quick = {
+        "8000": str(port),
+        '"steps": 400': '"steps": 4, "images": 24',
+        '"device": "laptop", ': '"device": "laptop", "measure_seconds": 1, ',
+    }
+    lines = walk_through(quick)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     log = tmp_path / "walk.log"

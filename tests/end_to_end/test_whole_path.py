@@ -164,7 +164,9 @@ def killed(stack: LocalStack) -> Iterator[Killed]:
     with Gate(stack.port).open() as gate, stack.client() as client:
         client.register_device(DEVICE)
         profile = client.submit(
-            "profile", {"device": DEVICE, "space": SPACE.name, "references": 3}, idempotency_key="profile"
+            "profile",
+            {"device": DEVICE, "space": SPACE.name, "references": 3, "measure_seconds": 1},
+            idempotency_key="profile",
         )
         killer = Killer(stack, gate, profile.id)
         killer.inside_export()
@@ -217,7 +219,13 @@ def test_a_thinning_ends_in_a_file_measured_on_the_device(stack: LocalStack, kil
         importance = Importance.model_validate(client.importance(supernet))
         latency = latency_model(client.rows(edition), client.edition(edition))
         target_fps = feasible_range(SPACE, importance, latency).at(0.5)
-        order = {"device": DEVICE, "supernet": supernet, "target_fps": target_fps, "max_rounds": 1}
+        order = {
+            "device": DEVICE,
+            "supernet": supernet,
+            "target_fps": target_fps,
+            "max_rounds": 1,
+            "measure_seconds": 1,
+        }
         job = client.submit("thin", order)
         result = outcome(client, job)
         files = {artifact.name: artifact for artifact in client.artifacts(job.id)}

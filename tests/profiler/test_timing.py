@@ -1,6 +1,6 @@
 import random
 from collections.abc import Callable, Iterator
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import pytest
 
@@ -107,6 +107,30 @@ def test_runs_never_exceed_the_policy_when_visits_do_not_divide_it() -> None:
     timing = bench.measure(Policy(warmup_runs=3, hot_runs_per_visit=4, min_hot_runs=5, max_hot_runs=10))["a"]
     assert len(timing.hot_ns) == 10
     assert timing.rounds == 3
+
+
+def test_kept_runs_are_spread_over_the_least_time() -> None:
+    bench = Bench()
+    clock = bench.clock
+    bench.add("a", (MS + clock.now // 1000 for _ in repeat(None)))  # 0.1 % slower with every millisecond
+    policy = Policy(warmup_runs=3, hot_runs_per_visit=1, min_hot_runs=5, max_hot_runs=10, min_seconds=0.1)
+    timing = bench.measure(policy)["a"]
+    assert len(timing.hot_ns) == 10
+    gaps = [later - sooner for sooner, later in pairwise(timing.hot_ns)]
+    assert all(5_000 <= gap <= 15_000 for gap in gaps), gaps  # about 10 ms apart, and a run tells when it was made
+    assert clock.now >= 90 * MS
+
+
+def test_converged_item_is_measured_until_the_least_time_is_over() -> None:
+    bench = Bench()
+    bench.add("a", script(*warm()))
+    policy = Policy(warmup_runs=3, hot_runs_per_visit=1, min_hot_runs=5, max_hot_runs=1000, min_seconds=0.1)
+    timing = bench.measure(policy)["a"]
+    assert timing.converged
+    assert 100 * MS <= bench.clock.now - 9 * MS <= 102 * MS
+    assert len(timing.hot_ns) == 50  # of 2 ms a visit: a cold run and a hot one
+    assert bench.progress[0].seconds_left == pytest.approx(1.0)
+    assert bench.progress[-1].seconds_left == 0
 
 
 def test_outliers_are_counted_and_kept() -> None:

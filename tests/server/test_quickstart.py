@@ -1,8 +1,32 @@
+import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
-from server.quickstart import SHARES, new_folder
+import pytest
+
+from server.client import Client, Job, RequestRefused
+from server.local_stack import LocalStack
+from server.quickstart import SHARES, Quickstart, new_folder
+from server.run_report import Reach
+
+
+class Refusing:
+    """A client whose server refuses every job, for one reason."""
+
+    def __init__(self, error: str, message: str) -> None:
+        self.error, self.message, self.asked = error, message, list[float]()
+
+    def submit(self, kind: str, parameters: dict[str, float], **_: str) -> Job:
+        assert kind == "thin"
+        self.asked.append(parameters["target_fps"])
+        raise RequestRefused(self.message, status=409, error=self.error, details={})
+
+
+@pytest.fixture
+def quickstart(tmp_path: Path) -> Quickstart:
+    return Quickstart(LocalStack(tmp_path), io.StringIO(), seed=0)
 
 
 def test_a_new_run_never_takes_the_folder_of_an_old_one(tmp_path: Path) -> None:
@@ -17,6 +41,29 @@ def test_a_new_run_never_takes_the_folder_of_an_old_one(tmp_path: Path) -> None:
 
 def test_targets_leave_room_at_both_ends() -> None:
     assert 0 < SHARES[0] < SHARES[1] < SHARES[2] < 1
+
+
+def test_targets_are_chosen_once_in_a_folder(quickstart: Quickstart) -> None:
+    chosen = quickstart.targets(Reach(slowest_fps=100, fastest_fps=200))
+
+    assert chosen == [115.0, 145.0, 175.0]
+    assert quickstart.targets(Reach(slowest_fps=10, fastest_fps=20)) == chosen
+
+
+def test_a_target_that_a_correction_put_out_of_reach_ends_nothing(quickstart: Quickstart) -> None:
+    server = Refusing("BudgetUnreachable", "115.0 FPS is out of reach")
+
+    assert quickstart.thin_all(cast("Client", server), "train-1", "edition", [115.0, 145.0]) == ([], 2)
+    assert server.asked == [115.0, 145.0]
+    assert cast("io.StringIO", quickstart.out).getvalue().count("115.0 FPS is out of reach") == 2
+
+
+def test_any_other_refusal_ends_the_run(quickstart: Quickstart) -> None:
+    server = Refusing("UnknownDevice", "device 'this-machine' is unknown")
+
+    with pytest.raises(RequestRefused, match="is unknown"):
+        quickstart.thin_all(cast("Client", server), "train-1", "edition", [115.0, 145.0])
+    assert server.asked == [115.0]
 
 
 def test_help_names_every_option() -> None:
