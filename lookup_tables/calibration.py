@@ -6,7 +6,10 @@ the next network stays below `slope * (1 + margin) * sum` at the stated confiden
 
 Networks measured to verify an answer correct the calibration. They lie where the next answer will lie, so that all of
 them together weigh as much as all references together, and the margin always covers every one of them: a config that
-missed its budget is never predicted to meet the same budget again.
+missed its budget is never predicted to meet the same budget again, unless the device has become faster.
+
+Devices drift: warm ones throttle, shared ones have neighbours. References timed again along with an answer tell by how
+much, all networks alike; points are compared with this drift taken out, and the scale has the newest drift in it.
 """
 
 import math
@@ -30,6 +33,9 @@ SPREAD_FLOOR = NOISE * math.sqrt(math.pi / 2)
 
 CONFIDENCE = 0.9
 
+NOTABLE_DRIFT = 0.02
+"""Change of drift that is worth a revision of its own; less is within the noise of timing."""
+
 
 class Source(StrEnum):
     """Why a network was measured whole."""
@@ -48,6 +54,7 @@ class Point(Value):
         sum_ms: sum of its blocks' rows.
         measured_ms: hot median of the whole network.
         source: why it was measured.
+        drift: how many times slower the references were at that time than when they were first measured.
         measurement: id of the measurement, None for a number from elsewhere.
     """
 
@@ -55,12 +62,13 @@ class Point(Value):
     sum_ms: float = Field(gt=0)
     measured_ms: float = Field(gt=0)
     source: Source = Source.REFERENCE
+    drift: float = Field(default=1.0, gt=0)
     measurement: str | None = None
 
     @property
     def log_ratio(self) -> float:
-        """Logarithm of measured over sum: what the scale averages."""
-        return math.log(self.measured_ms) - math.log(self.sum_ms)
+        """Logarithm of measured over sum, without drift: what the scale averages."""
+        return math.log(self.measured_ms) - math.log(self.sum_ms) - math.log(self.drift)
 
 
 class Calibration(Value):
@@ -69,7 +77,8 @@ class Calibration(Value):
     Attributes:
         revision: 1 from the references alone, one more with each correction.
         overhead_ms: cost of a run that belongs to no block; the scale carries it, so it is zero.
-        slope: measured time over sum of rows.
+        slope: measured time over sum of rows, on the device as it was last seen.
+        drift: the part of the slope that is drift; 1 is the device as its references were first measured.
         margin: share by which the next network may be slower than predicted.
         confidence: of the margin, one-sided.
         points: what it was fitted to, in a fixed order.
@@ -78,14 +87,16 @@ class Calibration(Value):
     revision: int = Field(ge=1)
     overhead_ms: float = Field(ge=0)
     slope: float = Field(gt=0)
+    drift: float = Field(default=1.0, gt=0)
     margin: float = Field(ge=0)
     confidence: float = Field(gt=0.5, lt=1)
     points: tuple[Point, ...] = Field(min_length=1)
 
     @property
     def residuals(self) -> tuple[float, ...]:
-        """Share by which each point is slower than predicted, in the order of `points`."""
-        return tuple(math.expm1(point.log_ratio - math.log(self.slope)) for point in self.points)
+        """Share by which each point is slower than predicted, drift aside, in the order of `points`."""
+        centre = math.log(self.slope) - math.log(self.drift)
+        return tuple(math.expm1(point.log_ratio - centre) for point in self.points)
 
     @property
     def mape_percent(self) -> float:
@@ -97,14 +108,33 @@ class Calibration(Value):
         """Predict with these rows."""
         return LatencyModel(rows_ms, overhead_ms=self.overhead_ms, slope=self.slope, margin=self.margin)
 
-    def corrected(self, *points: Point) -> Self:
-        """Fit again with more points: the next revision."""
-        fitted = fit((*self.points, *points), confidence=self.confidence)
+    def drift_of(self, now_ms: Mapping[str, float]) -> float | None:
+        """Return how many times slower the references are now than at first (geometric mean); None without any.
+
+        Args:
+            now_ms: whole networks timed again, by label; those that are no references are left out.
+        """
+        logs = [
+            math.log(now_ms[point.label] / point.measured_ms)
+            for point in self.points
+            if point.source is Source.REFERENCE and point.label in now_ms
+        ]
+        return math.exp(math.fsum(logs) / len(logs)) if logs else None
+
+    def corrected(self, *points: Point, drift: float | None = None) -> Self:
+        """Return the next revision: fitted with more points and to a newer drift, None where none was seen.
+
+        Without points, and with the drift as it was but for noise, this very revision still holds and is returned.
+        """
+        now = self.drift if drift is None else drift
+        if not points and abs(now / self.drift - 1) <= NOTABLE_DRIFT:
+            return self
+        fitted = fit((*self.points, *points), confidence=self.confidence, drift=now)
         return type(self)(**{**dict(fitted), "revision": self.revision + 1})
 
 
-def fit(points: Iterable[Point], *, confidence: float = CONFIDENCE) -> Calibration:
-    """Fit revision 1; the order of the points does not matter.
+def fit(points: Iterable[Point], *, confidence: float = CONFIDENCE, drift: float = 1.0) -> Calibration:
+    """Fit revision 1 for a device that is `drift` times slower than at first; the order of the points does not matter.
 
     With one point the spread is unknown and with two it is a guess: the noise floor and the wide Student quantile of
     one degree of freedom stand in (margins of 9 % and 8 % or more at confidence 0.9).
@@ -112,7 +142,7 @@ def fit(points: Iterable[Point], *, confidence: float = CONFIDENCE) -> Calibrati
     Raises:
         InvalidCalibration: no points, or a confidence outside (0.5, 1).
     """
-    ordered = tuple(sorted(points, key=lambda point: (point.source, point.label, point.sum_ms, point.measured_ms)))
+    ordered = tuple(sorted(points, key=_order))
     if not ordered:
         raise InvalidCalibration("a calibration needs a network measured whole: measure at least one reference network")
     if not 0.5 < confidence < 1:
@@ -125,11 +155,16 @@ def fit(points: Iterable[Point], *, confidence: float = CONFIDENCE) -> Calibrati
     return Calibration(
         revision=1,
         overhead_ms=0.0,
-        slope=math.exp(centre),
+        slope=math.exp(centre) * drift,
+        drift=drift,
         margin=math.expm1(max(bound, *verified, 0.0)),
         confidence=confidence,
         points=ordered,
     )
+
+
+def _order(point: Point) -> tuple[object, ...]:
+    return point.source, point.label, point.sum_ms, point.measured_ms, point.drift
 
 
 def _is_verification(point: Point) -> bool:

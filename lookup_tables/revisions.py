@@ -67,6 +67,7 @@ def _value(record: models.Calibration) -> Calibration:
         revision=record.revision,
         overhead_ms=record.overhead_ms,
         slope=record.slope,
+        drift=record.drift,
         margin=record.margin,
         confidence=record.confidence,
         points=tuple(record.points),

@@ -114,6 +114,7 @@ class CalibrationAnswer(Answer):
     revision: int
     overhead_ms: float
     slope: float
+    drift: float = Field(description="Part of the slope that is drift: 1 is the device as it was first measured.")
     margin: float
     confidence: float
     error_percent: float = Field(description="Mean absolute error over the points it was fitted to.")

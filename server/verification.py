@@ -19,8 +19,8 @@ Json = dict[str, Any]
 MIN_RUNS, MAX_RUNS = 40, 400
 """Hot runs kept of an answer: more than of a block, since everything rests on it."""
 
-REFERENCES = 2
-"""Reference networks timed again with an answer: they tell how much the device has changed since its calibration."""
+REFERENCES = 3
+"""Reference networks timed again with an answer: they tell how much the device has drifted since its calibration."""
 
 ATTEMPTS = 100
 """Times that a correction is fitted anew because another job has corrected the same table meanwhile."""
@@ -61,24 +61,22 @@ def verify(
     return found
 
 
-def correct(context: Context, problem: Problem, solution: Solution, verified: Json) -> int:
-    """Fit the table's newest calibration again with a missed answer as one more point; return the new revision.
+def learn(context: Context, problem: Problem, solution: Solution, verified: Json) -> int:
+    """Bring the table's newest calibration up to what a verification has shown; return its revision.
 
-    Jobs that correct the same table at the same time build on each other. Asked again, it finds its own point.
+    A missed answer becomes one more point. The drift that its references showed goes into the scale either way. Jobs
+    that learn about the same table at the same time build on each other. Asked again, it finds what it did.
     """
     edition = problem.table.edition
-    point = Point(
-        label=solution.config.id,
-        sum_ms=problem.sum_ms(solution.config),
-        measured_ms=verified["measured_ms"],
-        source=Source.VERIFICATION,
-        measurement=verified["measurement"],
-    )
     for attempt in range(ATTEMPTS):
         newest = context.tables.calibration(edition)
-        if any(known.measurement == point.measurement for known in newest.points):
+        if any(point.measurement == verified["measurement"] for point in newest.points):
             return newest.revision
-        corrected = newest.corrected(point)
+        drift = None if verified["drift_percent"] is None else 1 + verified["drift_percent"] / 100
+        points = [] if verified["met"] else [_missed(problem, solution, verified, drift or newest.drift)]
+        corrected = newest.corrected(*points, drift=drift)
+        if corrected is newest:
+            return newest.revision
         try:
             context.tables.add_calibration(edition, corrected, now=context.now())
         except InvalidCalibration:
@@ -92,6 +90,17 @@ def correct(context: Context, problem: Problem, solution: Solution, verified: Js
         )
         break
     return corrected.revision
+
+
+def _missed(problem: Problem, solution: Solution, verified: Json, drift: float) -> Point:
+    return Point(
+        label=solution.config.id,
+        sum_ms=problem.sum_ms(solution.config),
+        measured_ms=verified["measured_ms"],
+        source=Source.VERIFICATION,
+        drift=drift,
+        measurement=verified["measurement"],
+    )
 
 
 def _deploy(context: Context, problem: Problem, config: Config) -> Json:
@@ -143,20 +152,16 @@ def _compared(context: Context, problem: Problem, solution: Solution, deployed: 
 
 
 def _drift(context: Context, calibration: Calibration, measured: dict[str, str]) -> Json:
-    """Compare the references with what they took when the table was calibrated; None without any."""
-    then_ms = {f"network:{point.label}": point.measured_ms for point in calibration.points}
-    pairs = [
-        (key, then_ms[key], context.measured_ms(measurement))
-        for key, measurement in sorted(measured.items())
-        if key in then_ms
-    ]
-    logs = [math.log(now / then) for _, then, now in pairs]
+    """Compare the references with what they took when they were first measured; None without any."""
+    now_ms = {key.removeprefix("network:"): context.measured_ms(one) for key, one in sorted(measured.items())}
+    drift = calibration.drift_of(now_ms)
     return {
         "references": [
-            {"config_id": key.removeprefix("network:"), "calibrated_ms": then, "measured_ms": now}
-            for key, then, now in pairs
+            {"config_id": point.label, "calibrated_ms": point.measured_ms, "measured_ms": now_ms[point.label]}
+            for point in calibration.points
+            if point.source is Source.REFERENCE and point.label in now_ms
         ],
-        "drift_percent": 100 * math.expm1(math.fsum(logs) / len(logs)) if logs else None,
+        "drift_percent": None if drift is None else 100 * (drift - 1),
     }
 
 

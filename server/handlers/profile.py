@@ -124,23 +124,24 @@ def _publish(context: Context, parameters: ProfileParameters, space: SearchSpace
 def _calibrate(
     context: Context, space: SearchSpace, references: tuple[Config, ...], edition: str, measured: dict[str, str]
 ) -> Json:
-    """Fit revision 1 on the references, unless the edition is calibrated already: corrections are not thrown away."""
+    """Fit revision 1 on the references; a calibrated edition keeps its corrections and learns of drift."""
+    now_ms = {config.id: context.measured_ms(measured[network_key(config)]) for config in references}
     known = context.tables.calibrations(edition)
     if known:
-        calibration = known[-1]
+        calibration = known[-1].corrected(drift=known[-1].drift_of(now_ms))
     else:
         table = context.tables.load(edition)
         points = [
             Point(
                 label=config.id,
                 sum_ms=LatencyModel(table).sum_ms(space.blocks(config)),
-                measured_ms=context.measured_ms(measured[network_key(config)]),
+                measured_ms=now_ms[config.id],
                 measurement=measured[network_key(config)],
             )
             for config in references
         ]
         calibration = fit(points)
-        context.tables.add_calibration(edition, calibration, now=context.now())
+    context.tables.add_calibration(edition, calibration, now=context.now())
     context.tell(
         "calibrated",
         f"whole networks take {calibration.slope:.3f} times the sum of their blocks, "

@@ -1,7 +1,7 @@
 """Job kind `thin`: the closed loop from a target FPS to a detector measured at it.
 
-Solve on the table; export the answer, score that very file, have the device time it whole; when the measurement misses
-the target, correct the calibration with it and solve again, a bounded number of times.
+Solve on the table; export the answer, score that very file, have the device time it whole. What that shows goes into
+the table's calibration; when the measurement misses the target, solve again with it, a bounded number of times.
 """
 
 import json
@@ -15,7 +15,7 @@ from server.choosing import choose_table
 from server.context import Context
 from server.parameters import ThinParameters
 from server.supernets import find_supernet
-from server.verification import correct, verify
+from server.verification import learn, verify
 
 Json = dict[str, Any]
 
@@ -26,11 +26,6 @@ class _Attempt(NamedTuple):
     solution: Solution
     calibration: Calibration
     described: Json
-
-    @property
-    def is_final(self) -> bool:
-        """The answer meets its target, or nobody asks."""
-        return bool(self.described.get("met", True))
 
 
 def thin(context: Context, parameters: ThinParameters) -> Json:
@@ -46,15 +41,14 @@ def thin(context: Context, parameters: ThinParameters) -> Json:
     )
     attempts = [_attempt(context, problem, start["revision"], 1)]
     reason = None
-    while not attempts[-1].is_final:
-        number = len(attempts)
+    while parameters.verify:
+        number, last = len(attempts), attempts[-1]
+        revision = context.step(f"learn {number}", partial(learn, context, problem, last.solution, last.described))
+        if last.described["met"]:
+            break
         if number == parameters.max_rounds:
             reason = f"all {number} rounds that were allowed have missed"
             break
-        missed = attempts[-1]
-        revision = context.step(
-            f"correct {number}", partial(correct, context, problem, missed.solution, missed.described)
-        )
         try:
             attempts.append(_attempt(context, problem, revision, number + 1))
         except BudgetUnreachable as error:

@@ -39,6 +39,7 @@ CALIBRATION: Json = {
     "revision": 1,
     "overhead_ms": 0.0,
     "slope": 1.21,
+    "drift": 1.0,
     "margin": 0.034,
     "confidence": 0.9,
     "error_percent": 1.7,

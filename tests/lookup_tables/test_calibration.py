@@ -108,6 +108,39 @@ def test_one_verification_weighs_as_much_as_all_references() -> None:
     assert [point.source for point in again.points] == [Source.REFERENCE] * 6 + [Source.VERIFICATION] * 2
 
 
+def test_drift_moves_the_scale_and_nothing_else() -> None:
+    calibration = fit([reference(10, 11), reference(20, 23)])
+    drifted = calibration.corrected(drift=1.1)
+    assert drifted.slope == pytest.approx(1.1 * calibration.slope)
+    assert (drifted.revision, drifted.drift) == (2, 1.1)
+    assert (drifted.margin, drifted.points) == (calibration.margin, calibration.points)
+    assert drifted.residuals == pytest.approx(calibration.residuals)
+    assert drifted.corrected(drift=1.0).slope == pytest.approx(calibration.slope)
+
+
+@pytest.mark.parametrize(("drift", "revision"), [(None, 1), (1.0, 1), (1.019, 1), (0.981, 1), (1.021, 2), (0.979, 2)])
+def test_drift_within_the_noise_makes_no_revision(drift: float | None, revision: int) -> None:
+    assert fit([reference(10, 11)]).corrected(drift=drift).revision == revision
+
+
+def test_a_miss_on_a_drifted_device_is_compared_without_its_drift() -> None:
+    references = [reference(sum_ms, sum_ms) for sum_ms in (1, 2, 4)]
+    missed = verification(10, 10 * 1.2 * 1.06).model_copy(update={"drift": 1.2})
+    corrected = fit(references).corrected(missed, drift=1.2)
+    assert corrected.slope == pytest.approx(1.2 * math.sqrt(1.06))
+    assert bound_ms(corrected, 10) >= missed.measured_ms * (1 - 1e-9)
+    assert corrected.corrected(drift=1.0).slope == pytest.approx(math.sqrt(1.06))
+
+
+def test_drift_is_the_mean_ratio_of_the_references() -> None:
+    points = [reference(10, 10), reference(20, 20), verification(30, 30)]
+    calibration = fit(points)
+    labels = [point.label for point in points]
+    assert calibration.drift_of(dict(zip(labels, (11, 20 / 1.1, 90), strict=True))) == pytest.approx(1)
+    assert calibration.drift_of({labels[0]: 12.0, "another": 1.0}) == pytest.approx(1.2)
+    assert calibration.drift_of({labels[2]: 60.0}) is None
+
+
 def test_a_correction_keeps_the_confidence() -> None:
     calibration = fit([reference(1, 1), reference(2, 2)], confidence=0.99)
     assert calibration.corrected(verification(1, 1)).confidence == 0.99

@@ -137,6 +137,7 @@ class Bench:
     Attributes:
         networks: configs by item key, of every network that was exported.
         slowdown: factor on the planned time of one item, by key.
+        drift: factor on the planned time of every item.
         refuses: keys that the agent cannot measure.
     """
 
@@ -144,6 +145,7 @@ class Bench:
     database: Engine
     networks: dict[str, Config] = field(default_factory=dict)
     slowdown: dict[str, float] = field(default_factory=dict)
+    drift: float = 1.0
     refuses: frozenset[str] = frozenset()
 
     @classmethod
@@ -228,7 +230,7 @@ class Bench:
             leases.record_failure(session, task.id, failure, TERMS, now=now())
             return
         planned = network_ms(self.networks[task.item_key]) if task.block is None else block_ms(Block(**task.block))
-        ns = round(planned * self.slowdown.get(task.item_key, 1.0) * 1e6)
+        ns = round(planned * self.slowdown.get(task.item_key, 1.0) * self.drift * 1e6)
         result = a_result(
             task=task.id,
             agent=agent,

@@ -58,6 +58,18 @@ def test_a_second_profile_times_references_alone_and_keeps_the_edition(bench: Be
     assert second == first
 
 
+def test_a_second_profile_tells_a_calibrated_table_how_far_the_device_has_drifted(bench: Bench) -> None:
+    with bench.agent():
+        first = profile(bench.context(bench.submit("profile", PARAMETERS)), PARAMETERS)
+        bench.drift = 1.2
+        context = bench.context(bench.submit("profile", PARAMETERS))
+        second = profile(context, PARAMETERS)
+    assert (second["edition"], second["calibration_revision"]) == (first["edition"], 2)
+    assert second["slope"] == pytest.approx(1.2 * first["slope"], rel=1e-3)
+    assert second["margin"] == first["margin"]
+    assert context.tables.calibration(first["edition"]).drift == pytest.approx(1.2, rel=1e-3)
+
+
 @pytest.mark.parametrize("step", ["export", "measure", "calibrate"])
 def test_a_worker_that_dies_in_any_step_loses_and_doubles_nothing(bench: Bench, step: str) -> None:
     job, steps = bench.submit("profile", PARAMETERS), DrySteps(dies_in=step)

@@ -17,7 +17,7 @@ from server.handlers.thin import thin
 from server.parameters import ProfileParameters, Solver, ThinParameters
 from server.supernets import find_supernet
 from server.tasks import network_key
-from server.verification import correct
+from server.verification import learn
 from tests.server.dry import DEVICE, NANO, Bench, Crash, DryContext, DrySteps, digest, tasks_of
 
 WITHIN_REACH = 0.5
@@ -92,7 +92,7 @@ def test_an_answer_that_holds_is_met_in_the_first_round(bench: Bench) -> None:
     assert round_["error_percent"] == pytest.approx(0, abs=0.5)
     assert result["first_round_error_percent"] == round_["error_percent"]
     assert round_["bound_fps"] >= parameters.target_fps > 0
-    assert len(round_["references"]) == 2
+    assert len(round_["references"]) == 3
     assert round_["drift_percent"] == pytest.approx(0, abs=0.1)
     assert (result["supernet"], result["solver"], result["calibration_revision"]) == ("train-0", "thin_all_stages", 1)
     assert (round_["ap"], round_["ap50"]) == (0.25, 0.5)
@@ -155,7 +155,24 @@ def test_the_last_allowed_round_reports_by_how_much_it_missed(bench: Bench) -> N
     assert (result["status"], len(result["rounds"])) == ("missed", 1)
     assert result["missed_by_percent"] == pytest.approx(100 * (1 - measured_fps / parameters.target_fps))
     assert result["reason"] == "all 1 rounds that were allowed have missed"
-    assert len(context.tables.calibrations(result["edition"])) == 1
+    newest = context.tables.calibration(result["edition"])
+    assert (newest.revision, newest.points[-1].label) == (2, first["config_id"])
+
+
+def test_drift_that_an_answer_shows_goes_into_the_next_prediction(bench: Bench) -> None:
+    parameters = asked(bench, share=0.5)
+    bench.drift = 0.9  # everything is faster than when the table was made
+    first_context, second_context = started(bench, parameters), started(bench, parameters)
+    with bench.agent():
+        first = thin(first_context, parameters)
+        second = thin(second_context, parameters)
+    (before,), (after,) = first["rounds"], second["rounds"]
+    assert before["drift_percent"] == pytest.approx(-10, abs=0.1)
+    assert before["error_percent"] == pytest.approx(100 * (1 / 0.9 - 1), abs=0.5)
+    assert (after["calibration_revision"], after["error_percent"]) == (2, pytest.approx(0, abs=0.5))
+    newest = second_context.tables.calibration(first["edition"])
+    assert (newest.revision, len(newest.points)) == (2, 4)
+    assert newest.drift == pytest.approx(0.9, abs=1e-3)
 
 
 def test_a_target_that_a_correction_puts_out_of_reach_is_missed_with_the_reason(bench: Bench) -> None:
@@ -200,7 +217,7 @@ def test_the_exact_solver_has_no_gap_and_no_trail(bench: Bench) -> None:
     assert result["optimum"]["config_id"] == result["config_id"]
 
 
-@pytest.mark.parametrize("step", ["start", "deploy 1", "measure 1", "correct 1", "answer"])
+@pytest.mark.parametrize("step", ["start", "deploy 1", "measure 1", "learn 1", "answer"])
 def test_a_worker_that_dies_in_any_step_measures_and_corrects_once(bench: Bench, step: str) -> None:
     parameters, steps = asked(bench), DrySteps(dies_in=step)
     foreseen = parameters.model_copy(update={"verify": False})
@@ -227,9 +244,10 @@ def test_jobs_that_correct_one_table_build_on_each_other(bench: Bench) -> None:
     edition = context.tables.editions(device=DEVICE)[0].id
     problem = Problem(parameters, find_supernet(bench.database, "train-0"), context.tables.load(edition))
     solution = problem.solve(context.tables.calibration(edition))
-    found = [{"measured_ms": 2 * solution.latency_ms, "measurement": f"{number}" * 64} for number in (1, 2)]
-    assert [correct(context, problem, solution, one) for one in found] == [2, 3]
-    assert [correct(context, problem, solution, one) for one in found] == [3, 3]
+    missed = {"measured_ms": 2 * solution.latency_ms, "met": False, "drift_percent": None}
+    found = [{**missed, "measurement": f"{number}" * 64} for number in (1, 2)]
+    assert [learn(context, problem, solution, one) for one in found] == [2, 3]
+    assert [learn(context, problem, solution, one) for one in found] == [3, 3]
     assert len(context.tables.calibration(edition).points) == 4 + 2
 
 

@@ -218,12 +218,15 @@ def _create_tables() -> None:
         sa.Column("revision", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("overhead_ms", sa.Double(), nullable=False),
         sa.Column("slope", sa.Double(), nullable=False),
+        sa.Column("drift", sa.Double(), nullable=False),
         sa.Column("margin", sa.Double(), nullable=False),
         sa.Column("confidence", sa.Double(), nullable=False),
         sa.Column("points", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("revision >= 1", name=op.f("ck_calibrations_revision")),
-        sa.CheckConstraint("slope > 0 AND margin >= 0 AND overhead_ms >= 0", name=op.f("ck_calibrations_numbers")),
+        sa.CheckConstraint(
+            "slope > 0 AND drift > 0 AND margin >= 0 AND overhead_ms >= 0", name=op.f("ck_calibrations_numbers")
+        ),
         sa.ForeignKeyConstraint(["edition_id"], ["editions.id"], name="fk_calibrations_edition_id"),
         sa.PrimaryKeyConstraint("edition_id", "revision", name="pk_calibrations"),
     )
