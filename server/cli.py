@@ -8,18 +8,31 @@ import re
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from server.cli_options import (
+    DEFAULT_DATA,
+    DEFAULT_SERVER,
+    DataOption,
+    DetachOption,
+    DeviceOption,
+    JsonOption,
+    SecondsOption,
+    SeedOption,
+    ServerOption,
+    SpaceOption,
+    ThreadsOption,
+    TokenOption,
+    connect,
+    fail,
+)
+from server.cli_tables import table_app
+
 if TYPE_CHECKING:
     from server.client import Client, Job, JobKind
-
-DEFAULT_DATA = Path("heatnas-data")
-DEFAULT_SERVER = "http://127.0.0.1:8000"
 
 EXTRA_OF = {
     **dict.fromkeys(
@@ -40,38 +53,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 data_app = typer.Typer(help="Data sets that the product makes itself.", no_args_is_help=True)
-table_app = typer.Typer(help="Lookup tables: show, export, import.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(table_app, name="table")
-
-DataOption = Annotated[
-    Path, typer.Option("--data", envvar="HEATNAS_DATA", help="The server's folder: databases, files, token.")
-]
-ServerOption = Annotated[str, typer.Option("--server", envvar="HEATNAS_SERVER", help="Address of the server.")]
-TokenOption = Annotated[
-    str | None,
-    typer.Option(
-        "--token",
-        envvar="HEATNAS_TOKEN",
-        help="The server's token; by default the one in the file `token` of the data folder.",
-        show_default=False,
-    ),
-]
-DetachOption = Annotated[bool, typer.Option("--detach", help="Submit and return; do not wait for the job.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed: the same again gives the same.")]
-SpaceOption = Annotated[str, typer.Option(help="Search space; `heatnas spaces` lists them.")]
-DeviceOption = Annotated[str, typer.Option(help="Device, as its agent was named.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="Threads of the runtime; each has its own table.")]
-SecondsOption = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        help="Shortest time that graphs measured together are measured for, against a machine's slow drift; "
-        "default: the server's, 20.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -80,14 +63,14 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        _fail(missing_module(error))
+        fail(missing_module(error))
     except KeyboardInterrupt:
         sys.stderr.write("heatnas: stopped\n")
         raise SystemExit(130) from None
     except Exception as error:
         if not _is_ours(error):
             raise
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -152,7 +135,7 @@ def train(
     Example: `heatnas train --space heatdetr-nano --steps 400`
     """
     parameters = {"space": space, "seed": seed, "noise": noise} | _given(steps=steps, images=images)
-    with _client(server, token, data) as client:
+    with connect(server, token, data) as client:
         _run_job(client, "train", parameters, detach=detach)
 
 
@@ -185,7 +168,7 @@ def profile(
         "references": references,
         "seed": seed,
     } | _given(measure_seconds=measure_seconds)
-    with _client(server, token, data) as client:
+    with connect(server, token, data) as client:
         _run_job(client, "profile", parameters, detach=detach)
 
 
@@ -219,7 +202,7 @@ def thin(
         "threads": threads,
         "max_rounds": max_rounds,
     } | _given(edition=edition, measure_seconds=measure_seconds)
-    with _client(server, token, data) as client:
+    with connect(server, token, data) as client:
         _run_job(client, "thin", parameters, detach=detach)
 
 
@@ -239,7 +222,7 @@ def jobs(
     """
     from server.console import table  # noqa: PLC0415
 
-    with _client(server, token, data) as client:
+    with connect(server, token, data) as client:
         found = client.jobs(state=state, limit=limit)
     if as_json:
         typer.echo(json.dumps([job.model_dump() for job in found], indent=1))
@@ -263,7 +246,7 @@ def show(
 
     Example: `heatnas show thin-0a1b2c3d4e5f --save answer`
     """
-    with _client(server, token, data) as client:
+    with connect(server, token, data) as client:
         seen = client.job(job)
         if as_json:
             typer.echo(json.dumps(client.outcome(seen), indent=1))
@@ -287,7 +270,7 @@ def cancel(
 
     Example: `heatnas cancel train-0a1b2c3d4e5f`
     """
-    with _client(server, token, data) as client:
+    with connect(server, token, data) as client:
         typer.echo(f"job {job} is {client.cancel(job).state}")
 
 
@@ -340,86 +323,6 @@ def make_data(
     typer.echo(f"{images} training and {held_out} validation images in {folder}")
 
 
-@table_app.command("show")
-def show_table(
-    edition: Annotated[str, typer.Argument(help="Id of the edition.")],
-    *,
-    kind: Annotated[str | None, typer.Option(help="Only blocks of this kind, such as wmsa.")] = None,
-    server: ServerOption = DEFAULT_SERVER,
-    token: TokenOption = None,
-    data: DataOption = DEFAULT_DATA,
-) -> None:
-    """Print the rows of a table in milliseconds and frames per second.
-
-    Example: `heatnas table show 0123456789abcdef --kind wmsa`
-    """
-    from nas.blocks import Block  # noqa: PLC0415
-    from server.console import table  # noqa: PLC0415
-
-    with _client(server, token, data) as client:
-        found = client.rows(edition)
-    rows = [
-        (
-            Block.model_validate(row["block"]).label,
-            f"{row['latency_ms']:.4f}",
-            f"{row['fps']:.2f}",
-            f"{row['hot_ms']:.4f}",
-            f"{row['cold_ms']:.4f}",
-        )
-        for row in found
-        if kind is None or row["kind"] == kind
-    ]
-    typer.echo(table(("block", "ms", "FPS", "hot ms", "cold ms"), rows))
-
-
-@table_app.command("export")
-def export_table(
-    edition: Annotated[str, typer.Argument(help="Id of the edition.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write; .csv or .json decides the format.")],
-    *,
-    server: ServerOption = DEFAULT_SERVER,
-    token: TokenOption = None,
-    data: DataOption = DEFAULT_DATA,
-) -> None:
-    """Write a table to a file: JSON can be imported elsewhere, CSV is for spreadsheets.
-
-    Example: `heatnas table export 0123456789abcdef --out laptop.json`
-    """
-    form: Literal["json", "csv"]
-    match out.suffix.lower():
-        case ".json":
-            form = "json"
-        case ".csv":
-            form = "csv"
-        case _:
-            _fail(f"cannot tell the format of {out}: end its name in .json or .csv")
-    with _client(server, token, data) as client:
-        content = client.export_table(edition, form)
-    out.write_bytes(content)
-    typer.echo(f"edition {edition} is in {out}")
-
-
-@table_app.command("import")
-def import_table(
-    file: Annotated[Path, typer.Argument(help="A JSON export.", exists=True, dir_okay=False)],
-    *,
-    server: ServerOption = DEFAULT_SERVER,
-    token: TokenOption = None,
-    data: DataOption = DEFAULT_DATA,
-) -> None:
-    """Take over a table that was exported elsewhere.
-
-    Example: `heatnas table import laptop.json`
-    """
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        _fail(f"{file} is not JSON ({error}): import what `heatnas table export --out FILE.json` wrote")
-    with _client(server, token, data) as client:
-        imported = client.import_table(content)
-    typer.echo(f"edition {imported['edition']} is here")
-
-
 def missing_module(error: ModuleNotFoundError) -> str:
     """Say which extra brings the module that an import did not find."""
     name = (error.name or "").partition(".")[0]
@@ -428,28 +331,6 @@ def missing_module(error: ModuleNotFoundError) -> str:
         return f"the module {error.name} is missing: install HeatNAS again"
     also = "" if extra == "server" else ', or everything: pip install "heatnas[all]"'
     return f'this command needs the extra {extra!r} (module {name} is missing): pip install "heatnas[{extra}]"{also}'
-
-
-def find_token(token: str | None, data: Path) -> str:
-    """Return the token that was given, or else the one in the data folder."""
-    if token:
-        return token
-    path = data / "token"
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        _fail(
-            f"no token: {path} cannot be read ({error.strerror}). Give --token (or HEATNAS_TOKEN), or --data with the "
-            "folder of a server on this machine"
-        )
-
-
-@contextmanager
-def _client(server: str, token: str | None, data: Path) -> "Iterator[Client]":
-    from server.client import Client  # noqa: PLC0415
-
-    with Client(server, find_token(token, data), patience_seconds=5) as client:
-        yield client
 
 
 def _run_job(client: "Client", kind: "JobKind", parameters: dict[str, Any], *, detach: bool) -> None:
@@ -509,11 +390,6 @@ def _is_ours(error: Exception) -> bool:
     """Tell whether an error is one of the product's own, which speak for themselves."""
     roots = {"NasError", "ProfilerError", "TablesError", "SupernetError", "ServerError", "ClientError"}
     return any(kind.__name__ in roots for kind in type(error).__mro__)
-
-
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"heatnas: {message}\n")
-    raise SystemExit(1)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
 
+import numpy as np
 from _common import Options, command_line, note, options, report
 from scipy.stats import kendalltau
 
-from nas.blocks import Kind
-from nas.config import Config, Stage
+from nas.config import Config
 from nas.latency import LatencyModel
+from nas.sampling import random_config
 from nas.space import SPACE_NAMES, SearchSpace, named_space
 from profiler.caches import make_eviction
 from profiler.session import open_session
@@ -30,7 +31,9 @@ from profiler.timing import measure_group
 from profiler.wire import Execution, Policy
 from server.client import Client
 from server.local_stack import LocalStack
+from server.parameters import MEASURE_SECONDS
 from server.run_report import latency_model
+from server.verification import MAX_RUNS, MIN_RUNS
 from supernet.detector import HeatDETR
 from supernet.export import export_detector
 
@@ -71,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = options(arguments)
     space = named_space(arguments.space, classes=3)
-    configs = random_configs(space, 4 if chosen.quick else arguments.networks, random.Random(chosen.seed))
+    configs = random_configs(space, 4 if chosen.quick else arguments.networks, chosen.seed)
     note(f"exporting {len(configs)} networks of {space.name}")
     graphs = {config.id: export_detector(HeatDETR(space, config).eval()).onnx for config in configs}
     results: dict[str, object] = {
@@ -90,21 +93,12 @@ def main() -> None:
     report(chosen, results, table)
 
 
-def random_configs(space: SearchSpace, count: int, rng: random.Random) -> list[Config]:
-    """Draw distinct legal configs: any slots with one block left, any widths that do not fall, any input size."""
-    drawn: dict[str, Config] = {}
+def random_configs(space: SearchSpace, count: int, seed: int) -> list[Config]:
+    """Draw distinct legal configs."""
+    rng, drawn = np.random.default_rng(seed), dict[str, Config]()
     while len(drawn) < count:
-        first, second, third, fourth = (
-            Stage(
-                width=rng.choice(choices.widths),
-                slots=tuple(rng.choice((Kind.IDENTITY, *choices.local_kinds)) for _ in range(choices.slots)),
-                global_kind=rng.choice(choices.global_kinds),
-            )
-            for choices in space.stages
-        )
-        config = Config(space=space.id, image=rng.choice(space.images), stages=(first, second, third, fourth))
-        if space.contains(config):
-            drawn[config.id] = config
+        config = random_config(space, rng)
+        drawn[config.id] = config
     return list(drawn.values())
 
 
@@ -119,11 +113,11 @@ def measure(
 ) -> dict[str, object]:
     """Make a table with this many threads and compare its predictions with two passes over the networks."""
     with stack.client() as client:
-        model, revision = make_table(client, space, threads, chosen.seed)
+        model, revision = make_table(client, space, threads, chosen)
     made = time.monotonic()
     execution = Execution(threads=threads)
     note(f"measuring {len(configs)} networks twice, {threads} thread(s)")
-    passes = [measure_pass(graphs, execution, seed=chosen.seed + number) for number in range(2)]
+    passes = [measure_pass(graphs, execution, chosen, seed=chosen.seed + number) for number in range(2)]
     measured = [
         Measured(
             config=config,
@@ -146,10 +140,17 @@ def measure(
     }
 
 
-def make_table(client: Client, space: SearchSpace, threads: int, seed: int) -> tuple[LatencyModel, int]:
+def make_table(client: Client, space: SearchSpace, threads: int, chosen: Options) -> tuple[LatencyModel, int]:
     """Have the product measure the space on this machine; return how its table predicts."""
     note(f"profiling {space.name} with {threads} thread(s)")
-    job = client.submit("profile", {"device": DEVICE, "space": space.name, "threads": threads, "seed": seed})
+    order = {
+        "device": DEVICE,
+        "space": space.name,
+        "threads": threads,
+        "seed": chosen.seed,
+        "measure_seconds": seconds(chosen),
+    }
+    job = client.submit("profile", order)
     told = [0.0]
 
     def on_progress(share: float) -> None:
@@ -163,11 +164,17 @@ def make_table(client: Client, space: SearchSpace, threads: int, seed: int) -> t
     return latency_model(client.rows(edition), table), table["calibration"]["revision"]
 
 
-def measure_pass(graphs: dict[str, bytes], execution: Execution, *, seed: int) -> dict[str, float]:
+def seconds(chosen: Options) -> float:
+    """Return the shortest time of a pass, and of each group of graphs in the table."""
+    return 1.0 if chosen.quick else MEASURE_SECONDS
+
+
+def measure_pass(graphs: dict[str, bytes], execution: Execution, chosen: Options, *, seed: int) -> dict[str, float]:
     """Time all networks interleaved; return the hot median of each in milliseconds."""
     sessions = {name: open_session(graph, execution) for name, graph in graphs.items()}
     rng = random.Random(seed)
-    timings = measure_group(sessions, Policy(), clock=perf_counter_ns, rng=rng, evict=make_eviction())
+    policy = Policy(min_hot_runs=MIN_RUNS, max_hot_runs=MAX_RUNS, min_seconds=seconds(chosen))
+    timings = measure_group(sessions, policy, clock=perf_counter_ns, rng=rng, evict=make_eviction())
     return {name: timing.hot_ms for name, timing in timings.items()}
 
 
