@@ -55,7 +55,7 @@ def run(
         "~/.local/state/heatnas-agent"
     ),
     once: Annotated[bool, typer.Option("--once", help="Stop when there is nothing left to measure.")] = False,
-    max_tasks: Annotated[int, typer.Option(min=1, max=1024, help="Most graphs measured together.")] = 64,
+    max_tasks: Annotated[int, typer.Option(min=1, max=1024, help="Most graphs measured together.")] = 128,
 ) -> None:
     """Lease tasks from a server, measure them here, hand the results over."""
     signal.signal(signal.SIGTERM, _interrupt)

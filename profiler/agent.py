@@ -38,7 +38,7 @@ from profiler.wire import (
     Task,
 )
 
-MAX_TASKS = 64
+MAX_TASKS = 128
 """Tasks of one lease: the more are interleaved, the more alike a disturbance hits them."""
 
 GROUP_BYTES = 512 * 2**20

@@ -20,7 +20,9 @@ TOLD_SHARES = 4
 """A campaign tells this often how far it is."""
 
 
-def measure(context: Context, device: str, items: Sequence[Item], *, share: tuple[float, float]) -> dict[str, str]:
+def measure(
+    context: Context, device: str, items: Sequence[Item], *, share: tuple[float, float], round_: int = 1
+) -> dict[str, str]:
     """Have the device time these graphs; return the measurement id of each item key.
 
     Where the device is the worker's own machine, no child works while it measures.
@@ -30,13 +32,14 @@ def measure(context: Context, device: str, items: Sequence[Item], *, share: tupl
         device: name of the device.
         items: what to time; one task each, made once however often this is called.
         share: progress of the job when the campaign begins and when it ends.
+        round_: raised to time again what the job has timed before.
 
     Raises:
         JobCancelled: the job was cancelled meanwhile.
         TasksFailed: the device gave up on some of them.
         UnknownDevice: there is no such device.
     """
-    campaign = _Campaign(context, device, items, share)
+    campaign = _Campaign(context, device, items, share, round_)
     while True:
         with campaign.quiet():
             campaign.add()
@@ -48,8 +51,10 @@ def measure(context: Context, device: str, items: Sequence[Item], *, share: tupl
 class _Campaign:
     """The tasks of one call, and the agent that works on them."""
 
-    def __init__(self, context: Context, device: str, items: Sequence[Item], share: tuple[float, float]) -> None:
-        self._context, self._device, self._items, self._share = context, device, items, share
+    def __init__(
+        self, context: Context, device: str, items: Sequence[Item], share: tuple[float, float], round_: int
+    ) -> None:
+        self._context, self._device, self._items, self._share, self._round = context, device, items, share, round_
         self._keys = {item.key for item in items}
         self._silence = timedelta(seconds=context.settings.lease_seconds)
         self._told = -1
@@ -57,7 +62,8 @@ class _Campaign:
     def add(self) -> None:
         """Create the tasks that are not there yet."""
         with writing(self._context.database) as session:
-            add_tasks(session, self._context.job, self._device, self._items, now=self._context.now())
+            job, now = self._context.job, self._context.now()
+            add_tasks(session, job, self._device, self._items, now=now, round_=self._round)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -101,7 +107,9 @@ class _Campaign:
     def _tasks(self) -> Sequence[Task]:
         with reading(self._context.database) as session:
             tasks = session.scalars(
-                select(Task).where(Task.job_id == self._context.job, Task.item_key.in_(self._keys))
+                select(Task).where(
+                    Task.job_id == self._context.job, Task.round == self._round, Task.item_key.in_(self._keys)
+                )
             ).all()
         failed = [task for task in tasks if task.state == TaskState.FAILED]
         if failed:

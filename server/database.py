@@ -107,7 +107,7 @@ class Task(Base):
 
     __tablename__ = "tasks"
     __table_args__ = (
-        UniqueConstraint("job_id", "item_key"),
+        UniqueConstraint("job_id", "round", "item_key"),
         CheckConstraint(one_of("state", TaskState), name="state"),
         CheckConstraint("attempt >= 0 AND failures >= 0", name="counts"),
         CheckConstraint("length(graph_sha256) = 64", name="graph_sha256"),
@@ -121,6 +121,8 @@ class Task(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    round: Mapped[int] = mapped_column(default=1)
+    """A job that measures something again does so in a later round, from 1."""
     device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"))
     position: Mapped[int]
     """Order within the job."""

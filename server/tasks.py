@@ -34,29 +34,31 @@ def network_key(config: Config) -> str:
     return f"network:{config.id}"
 
 
-def add_tasks(session: Session, job_id: str, device: str, items: Iterable[Item], *, now: datetime) -> tuple[str, ...]:
-    """Create one task per item and return their ids; items the job already has are left as they are.
+def add_tasks(
+    session: Session, job_id: str, device: str, items: Iterable[Item], *, now: datetime, round_: int = 1
+) -> tuple[str, ...]:
+    """Create one task per item and return their ids; items the round of the job already has are left as they are.
 
     Raises:
         UnknownDevice: there is no device of that name.
     """
     device_id = find_device(session, device).id
-    existing = set(session.scalars(select(Task.item_key).where(Task.job_id == job_id)))
-    position = len(existing)
+    existing = set(session.scalars(select(Task.item_key).where(Task.job_id == job_id, Task.round == round_)))
+    position = session.scalar(select(func.count()).where(Task.job_id == job_id)) or 0
     ids = []
     for item in items:
-        ids.append(task_id(job_id, item.key))
+        ids.append(task_id(job_id, item.key, round_))
         if item.key not in existing:
             existing.add(item.key)
-            session.add(_new_task(ids[-1], job_id, device_id, position, item, now))
+            session.add(_new_task(ids[-1], job_id, round_, device_id, position, item, now))
             position += 1
     session.flush()
     return tuple(ids)
 
 
-def task_id(job_id: str, item_key: str) -> str:
+def task_id(job_id: str, item_key: str, round_: int = 1) -> str:
     """Return the id of a job's task for an item: the same whenever the job is run again."""
-    return digest(job_id, item_key)
+    return digest(job_id, str(round_), item_key)
 
 
 def task_counts(session: Session, job_id: str) -> Mapping[TaskState, int]:
@@ -86,10 +88,13 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _new_task(identity: str, job_id: str, device_id: str, position: int, item: Item, now: datetime) -> Task:
+def _new_task(
+    identity: str, job_id: str, round_: int, device_id: str, position: int, item: Item, now: datetime
+) -> Task:
     return Task(
         id=identity,
         job_id=job_id,
+        round=round_,
         device_id=device_id,
         position=position,
         item_key=item.key,

@@ -54,7 +54,7 @@ def verify(
         network_item(solution.config, deployed["sha256"], deployed["bytes"], problem.parameters.execution, policy),
         *_reference_items(context, problem, solution, calibration, policy),
     ]
-    timed = partial(measure, context, problem.parameters.device, items, share=(middle, last))
+    timed = partial(measure, context, problem.parameters.device, items, share=(middle, last), round_=number)
     measured = context.step(f"measure {number}", timed)
     found = _compared(context, problem, solution, deployed, measured) | _drift(context, calibration, measured)
     context.tell("verified", _sentence(problem, found, number), found)

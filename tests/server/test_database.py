@@ -96,7 +96,8 @@ def test_nothing_refers_to_what_does_not_exist(filled: Engine, table: str, value
         add(filled, table, **values)
 
 
-def test_a_job_has_one_task_per_item(filled: Engine) -> None:
+def test_a_round_of_a_job_has_one_task_per_item(filled: Engine) -> None:
+    add(filled, "tasks", **{**TASK, "id": "again", "round": 2})
     with pytest.raises(IntegrityError, match=r"(?i)unique"):
         add(filled, "tasks", **{**TASK, "id": "u"})
 

@@ -269,6 +269,7 @@ def _create_tables() -> None:
         "tasks",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("job_id", sa.String(), nullable=False),
+        sa.Column("round", sa.Integer(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("item_key", sa.String(), nullable=False),
@@ -300,7 +301,7 @@ def _create_tables() -> None:
         sa.ForeignKeyConstraint(["lease_id"], ["leases.id"], name="fk_tasks_lease_id"),
         sa.ForeignKeyConstraint(["measurement_id"], ["measurements.id"], name="fk_tasks_measurement_id"),
         sa.PrimaryKeyConstraint("id", name="pk_tasks"),
-        sa.UniqueConstraint("job_id", "item_key", name="uq_tasks_job_id_item_key"),
+        sa.UniqueConstraint("job_id", "round", "item_key", name="uq_tasks_job_id_round_item_key"),
     )
     op.create_index("ix_tasks_job", "tasks", ["job_id", "state"], unique=False)
     op.create_index("ix_tasks_lease_id", "tasks", ["lease_id"], unique=False)
