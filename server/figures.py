@@ -7,8 +7,9 @@ so that one figure serves light and dark.
 import html
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -103,11 +104,18 @@ def latency_heat_map(rows: Iterable[BlockTime]) -> go.Figure:
     return figure
 
 
-def front_figure(front: Sequence[Point], solved: Sequence[Solved]) -> go.Figure:
-    """Show the exact Pareto front in FPS against score, with each answer, its optimum and its measurement."""
+def front_figure(fronts: Mapping[int, Sequence[Point]], solved: Sequence[Solved]) -> go.Figure:
+    """Show the exact Pareto front in FPS against score, with each answer, its optimum and its measurement.
+
+    Each calibration revision predicts other speeds: `fronts` has one front per revision that an answer was found with.
+    """
     figure = go.Figure()
-    ordered = sorted(front, key=lambda point: point.latency_ms)
-    figure.add_trace(_points(ordered, "exact front", mode="lines", line={"color": GREY, "width": 2, "shape": "hv"}))
+    dashes = cycle(("solid", "dash", "dot"))
+    for (revision, front), dash in zip(sorted(fronts.items()), dashes, strict=False):
+        name = "exact front" if len(fronts) == 1 else f"exact front, revision {revision}"
+        ordered = sorted(front, key=lambda point: point.latency_ms)
+        line = {"color": GREY, "width": 2, "shape": "hv", "dash": dash}
+        figure.add_trace(_points(ordered, name, mode="lines", line=line))
     answers, optima = [job.answer for job in solved], [job.optimum for job in solved]
     labels = [job.label for job in solved]
     figure.add_trace(
@@ -160,12 +168,12 @@ def trail_figure(turns: Sequence[Turn], *, target_ms: float) -> go.Figure:
         margin={"l": 8, "r": 8, "t": 50, "b": 8},
         showlegend=False,
         xaxis={
-            "title": {"text": f"latency, ms (dashed: target {target_ms:.2f})", "font": {"color": BLUE}},
+            "title": {"text": "latency, ms", "font": {"color": BLUE}},
             "rangemode": "tozero",
             "automargin": True,
         },
         xaxis2={
-            "title": {"text": "score, % of the best", "font": {"color": ORANGE}},
+            "title": {"text": "score, %", "font": {"color": ORANGE}},
             "overlaying": "x",
             "side": "top",
             "showgrid": False,

@@ -103,11 +103,13 @@ def write_report(path: Path, results: Sequence[Json], *, rows: Sequence[Json], f
 
 
 def _front_section(results: Sequence[Json]) -> Section:
+    fronts = {result["calibration_revision"]: [*map(_point, result["front"])] for result in results}
     return Section(
         "The Pareto front and the answers",
         "The line joins the configs that no other beats in both predicted speed and score, by the exact solver. "
-        "A star is the best config for a target, a dot the answer, a diamond the same answer measured whole.",
-        front_figure([_point(point) for point in results[0]["front"]], [_solved(result) for result in results]),
+        "A star is the best config for a target, a dot the answer, a diamond the same answer measured whole. Where an "
+        "answer has corrected the calibration, the next one was found on the front of that revision.",
+        front_figure(fronts, [*map(_solved, results)]),
     )
 
 
@@ -115,7 +117,9 @@ def _trail_section(result: Json) -> Section:
     turns = [Turn(turn["label"], _point(turn)) for turn in result["trail"]]
     return Section(
         f"How {result['target_fps']:.2f} FPS was reached",
-        "Each row is one move of the thinning, from the supernet's best path down to the answer.",
+        "Each row is one move of the thinning, from the supernet's best path down to the answer. Bars are predicted "
+        f"latencies, the dashed rule is the target of {1000 / result['target_fps']:.2f} ms, the line is the score in "
+        "percent of the best.",
         trail_figure(turns, target_ms=1000 / result["target_fps"]),
     )
 

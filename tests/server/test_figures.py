@@ -37,7 +37,7 @@ def test_front_shows_frames_per_second_and_never_an_invented_measurement() -> No
         Solved("90 FPS", Point(11.0, 79.0), Point(11.0, 80.0), measured_ms=None),
     ]
 
-    exact, optima, answers, measured = front_figure(front, solved).data
+    exact, optima, answers, measured = front_figure({1: front}, solved).data
 
     assert list(exact.x) == [200.0, 100.0]
     assert list(exact.y) == [60.0, 80.0]
@@ -45,6 +45,15 @@ def test_front_shows_frames_per_second_and_never_an_invented_measurement() -> No
     assert list(answers.x) == pytest.approx([1000 / 6, 1000 / 11])
     assert list(measured.x) == [160.0]
     assert list(measured.text) == ["150 FPS"]
+
+
+def test_each_calibration_revision_has_a_front_of_its_own() -> None:
+    fronts = {3: [Point(5.0, 60.0)], 1: [Point(10.0, 80.0)]}
+
+    first, second, *_ = front_figure(fronts, []).data
+
+    assert (first.name, list(first.x), first.line.dash) == ("exact front, revision 1", [100.0], "solid")
+    assert (second.name, list(second.x), second.line.dash) == ("exact front, revision 3", [200.0], "dash")
 
 
 def test_trail_keeps_the_order_of_the_moves_and_marks_the_target() -> None:
@@ -63,12 +72,12 @@ def test_trail_keeps_the_order_of_the_moves_and_marks_the_target() -> None:
 
 def test_labels_from_outside_cannot_become_markup() -> None:
     trail = trail_figure([Turn("<a href='x'>y</a>", Point(1.0, 1.0))], target_ms=1.0)
-    front = front_figure([], [Solved("<b>1</b>", Point(1.0, 1.0), Point(1.0, 1.0), None)])
+    front = front_figure({}, [Solved("<b>1</b>", Point(1.0, 1.0), Point(1.0, 1.0), None)])
 
     assert trail.data[0].y[0] == "0. &lt;a href=&#x27;x&#x27;&gt;y&lt;/a&gt;"
-    assert front.data[2].text[0] == "&lt;b&gt;1&lt;/b&gt;"
+    assert front.data[1].text[0] == "&lt;b&gt;1&lt;/b&gt;"
 
 
 def test_figures_are_strict_json() -> None:
-    for figure in (latency_heat_map(ROWS), front_figure([], []), trail_figure([], target_ms=1.0)):
+    for figure in (latency_heat_map(ROWS), front_figure({}, []), trail_figure([], target_ms=1.0)):
         json.loads(figure.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
