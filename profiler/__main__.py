@@ -40,6 +40,8 @@ def main() -> None:
         app(arguments)
     except ProfilerError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 @app.command()
@@ -74,7 +76,8 @@ def run(
             )
             agent.run(once=once)
         except KeyboardInterrupt:
-            reporter.note("stopped; the lease is given back and nothing measured is lost")
+            reporter.note("stopped; what was measured is kept and handed over at the next start")
+            raise SystemExit(130) from None
 
 
 @app.command()
@@ -89,10 +92,13 @@ def describe() -> None:
 def measure(
     graph: Annotated[Path, typer.Argument(help="An ONNX file with static shapes.")],
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads within an operator.")] = 1,
+    seconds: Annotated[
+        float, typer.Option(min=0, max=3600, help="Shortest time to measure for, against a machine's slow drift.")
+    ] = 20.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole measurement, raw samples included.")] = False,
 ) -> None:
     """Measure one graph on this machine, without any server."""
-    timing = _measure(graph, threads)
+    timing = _measure(graph, threads, seconds)
     if as_json:
         typer.echo(timing.model_dump_json(indent=2))
         return
@@ -109,13 +115,13 @@ def default_device(host: str) -> str:
     return name or "device"
 
 
-def _measure(graph: Path, threads: int) -> "Timing":
+def _measure(graph: Path, threads: int, seconds: float) -> "Timing":
     import random  # noqa: PLC0415
     import time  # noqa: PLC0415
 
     from profiler.caches import make_eviction  # noqa: PLC0415
     from profiler.session import open_session  # noqa: PLC0415
-    from profiler.timing import measure_group  # noqa: PLC0415
+    from profiler.timing import Watch, measure_group  # noqa: PLC0415
     from profiler.wire import Execution, Policy  # noqa: PLC0415
 
     try:
@@ -123,9 +129,14 @@ def _measure(graph: Path, threads: int) -> "Timing":
     except OSError as error:
         _fail(f"cannot read {graph}: {error.strerror}. Name an ONNX file.")
     session = open_session(content, Execution(threads=threads))
-    sessions = {"graph": session}
     rng = random.Random(0)  # noqa: S311  one item has no order
-    return measure_group(sessions, Policy(), clock=time.perf_counter_ns, rng=rng, evict=make_eviction())["graph"]
+    policy = Policy(min_hot_runs=40, max_hot_runs=400, min_seconds=seconds)  # as a server has its answers measured
+    with ExitStack() as stack:
+        reporter = _reporter()
+        stack.callback(reporter.close)
+        watch = Watch(progress=lambda seen: reporter.progress(seen.done, seen.total, seen.seconds_left))
+        clock, evict = time.perf_counter_ns, make_eviction()
+        return measure_group({"graph": session}, policy, clock=clock, rng=rng, evict=evict, watch=watch)["graph"]
 
 
 def _agent(

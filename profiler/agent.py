@@ -46,6 +46,9 @@ GROUP_BYTES = 512 * 2**20
 
 MAX_WAIT_SECONDS = 50.0
 
+UNKNOWN_AGENT = "UnknownAgent"
+"""A server's name for having no such agent, as when its database was restored."""
+
 
 class Reporter(Protocol):
     """Whoever tells the user how it goes."""
@@ -130,14 +133,27 @@ class Agent:
         return Summary(len(lease.tasks), measured, failed, uploaded + self.upload_backlog())
 
     def upload_backlog(self, *, patience_seconds: float | None = None) -> int:
-        """Hand over everything the server has not acknowledged; return how many it has taken."""
+        """Hand over everything the server has not acknowledged; return how many it has taken.
+
+        Only what a HeatNAS server itself refuses is never sent again: a proxy's page, or a server that does not know
+        this agent, says nothing about the result.
+        """
         taken = 0
         for upload in self._journal.backlog():
             try:
                 self._upload(upload, patience_seconds)
             except RequestRefused as error:
-                self._journal.refuse(upload, str(error))
-                self._reporter.note(f"task {upload.task_id}: {error} It is kept in the journal, and not sent again.")
+                if error.error is None:
+                    self._reporter.note(f"task {upload.task_id}: {error} It is kept, and sent again later.")
+                elif error.error == UNKNOWN_AGENT:
+                    self._enrolled = None
+                    self._reporter.note(f"task {upload.task_id}: {error} This agent enrols again and sends it then.")
+                    break
+                else:
+                    self._journal.refuse(upload, str(error))
+                    self._reporter.note(
+                        f"task {upload.task_id}: {error} It stays in the journal, not to be sent again."
+                    )
             else:
                 self._journal.acknowledge(upload)
                 taken += 1

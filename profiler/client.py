@@ -229,7 +229,8 @@ class AgentClient:
                 f"{self._url} does not speak this agent's protocol ({_message(response)}): install the same version "
                 "on both sides, `pip install -U heatnas`."
             )
-        raise RequestRefused(f"{self._url} refused ({status}): {_message(response)}", status=status)
+        error = _field(response, "error")
+        raise RequestRefused(f"{self._url} refused ({status}): {_message(response)}", status=status, error=error)
 
 
 class _TryAgain(Exception):
@@ -241,17 +242,26 @@ class _TryAgain(Exception):
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds a server asks to wait; the date form is ignored, since clocks may disagree."""
+    """Return the seconds a server asks to wait; the date form is ignored, since clocks may disagree.
+
+    Never less than the first back-off: a proxy that says 0 would be asked in a circle.
+    """
     text = response.headers.get("Retry-After", "").strip()
-    return min(float(text), LONGEST_BACKOFF_SECONDS) if text.isdecimal() else None
+    if not text.isdecimal():
+        return None
+    return min(max(float(text), FIRST_BACKOFF_SECONDS), LONGEST_BACKOFF_SECONDS)
 
 
 def _message(response: httpx2.Response) -> str:
     """Return the server's own words, or the start of whatever came instead."""
+    return _field(response, "message") or " ".join(response.text.split())[:200] or "no explanation"
+
+
+def _field(response: httpx2.Response, name: str) -> str | None:
+    """Return a text of the server's error body, None where there is none."""
     try:
         body = response.json()
     except ValueError:
-        body = None
-    if isinstance(body, dict) and isinstance(body.get("message"), str):
-        return str(body["message"])
-    return " ".join(response.text.split())[:200] or "no explanation"
+        return None
+    value = body.get(name) if isinstance(body, dict) else None
+    return value if isinstance(value, str) else None

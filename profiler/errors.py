@@ -71,10 +71,11 @@ class RequestRefused(ServerError):
 
     Attributes:
         status: the HTTP status of the refusal.
+        error: the server's name of it; None where the answer is none of a HeatNAS server, such as a proxy's.
     """
 
-    def __init__(self, message: str, *, status: int) -> None:
-        self.status = status
+    def __init__(self, message: str, *, status: int, error: str | None = None) -> None:
+        self.status, self.error = status, error
         super().__init__(message)
 
 

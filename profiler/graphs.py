@@ -72,6 +72,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
+        if not 8 <= tag < 2**32:  # a reader that keeps 32 bits of it would see another field than we check
+            raise ValueError(f"a field tag of {tag} before byte {at}")
         match tag & 7:
             case 0:
                 value, at = _varint(data, at)
@@ -98,7 +100,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at
     raise ValueError(f"a number longer than 10 bytes at byte {at}")
 
 

@@ -145,7 +145,7 @@ class _Child:
         self._log = (folder / "measuring.log").open("w+b")
         self._events: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "profiler.measuring", str(marker_path)],
+            [sys.executable, "-P", "-m", "profiler.measuring", str(marker_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

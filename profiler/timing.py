@@ -37,7 +37,9 @@ REFERENCE_PRIMING = 3
 """Readings of the reference before the first round: without them the first rounds had nothing to be judged by."""
 REFERENCE_MAX_NS = 5_000_000
 MAX_REJECTED_ROUNDS = 10
-"""A machine that is never quiet is measured as it is after this many repeats; the context says how many there were."""
+MAX_REJECTED_SHARE = 0.25
+"""A machine that is never quiet is measured as it is after this many repeats, or after this share of all rounds where
+those are many; the context says how many there were."""
 
 Clock = Callable[[], int]
 Context = dict[str, str | float | None]
@@ -84,6 +86,7 @@ class _Item:
     hot: list[int] = field(default_factory=list)
     cold: list[int] = field(default_factory=list)
     reference: list[float] = field(default_factory=list)
+    visits: int = 0
     rejected: int = 0
 
     @property
@@ -143,7 +146,7 @@ class _Group:
         self._timings: dict[str, Timing] = {}
         self._started = clock()
         self._readings: list[float] = []
-        self._rejected = 0
+        self._rounds = self._rejected = 0
         self._reference: Callable[[], None] | None = None
 
     def measure(self) -> dict[str, Timing]:
@@ -200,13 +203,29 @@ class _Group:
         visits: list[_Visit] = []
         self._attend(lambda item: visits.append(self._visit(item)))
         self._read_reference()
-        if self._is_disturbed() and self._rejected < MAX_REJECTED_ROUNDS:
-            self._rejected += 1
-            for item in self._open:
-                item.rejected += 1
-            return
+        due = [visit for visit in visits if self._is_due(visit.item)]
         for visit in visits:
+            visit.item.visits += 1
+        self._rounds += bool(due)
+        if due and self._is_disturbed() and self._rejected < self._most_rejected():
+            self._rejected += 1
+            for visit in due:
+                visit.item.rejected += 1
+            return
+        for visit in due:
             self._take(visit)
+
+    def _most_rejected(self) -> float:
+        return max(MAX_REJECTED_ROUNDS, MAX_REJECTED_SHARE * self._rounds)
+
+    def _is_due(self, item: _Item) -> bool:
+        """Tell whether a visit's runs are to be kept; an item ahead of its schedule runs to keep the machine as it is."""
+        share = len(item.hot) / self._policy.max_hot_runs
+        return self._elapsed() >= self._policy.min_seconds * share
+
+    def _elapsed(self) -> float:
+        """Return the seconds since the first round began."""
+        return (self._clock() - self._started) / 1e9
 
     def _visit(self, item: _Item) -> _Visit:
         self._evict()
@@ -223,16 +242,13 @@ class _Group:
 
     def _take(self, visit: _Visit) -> None:
         item, policy = visit.item, self._policy
-        elapsed = (self._clock() - self._started) / 1e9
-        if elapsed < policy.min_seconds * len(item.hot) / policy.max_hot_runs:
-            return  # ahead of its schedule: the runs left are for later, this visit only kept the machine as it is
         item.cold.append(visit.cold_ns)
         item.hot.extend(visit.hot_ns)
         item.reference.extend(self._readings[-1:])
         if len(item.hot) < policy.min_hot_runs:
             return
         timing = _summarise(item, policy)
-        if len(item.hot) >= policy.max_hot_runs or (timing.converged and elapsed >= policy.min_seconds):
+        if len(item.hot) >= policy.max_hot_runs or (timing.converged and self._elapsed() >= policy.min_seconds):
             self._open.remove(item)
             self._timings[item.key] = timing
             self._watch.result(item.key, timing, _context(item))
@@ -241,7 +257,7 @@ class _Group:
         runs_ns = sum(
             item.expected_ns * item.repeats * (self._policy.max_hot_runs - len(item.hot)) for item in self._open
         )
-        left = self._policy.min_seconds - (self._clock() - self._started) / 1e9 if self._open else 0
+        left = self._policy.min_seconds - self._elapsed() if self._open else 0
         total = len(self._timings) + len(self._open)
         self._watch.progress(Progress(len(self._timings), total, max(runs_ns / 1e9, left, 0.0)))
 
@@ -268,6 +284,7 @@ def _context(item: _Item) -> Context:
     """Return the circumstances of one timing; without a reference its times are None, not zero."""
     readings = [reading / 1e6 for reading in item.reference]
     return {
+        "visits": float(item.visits),
         "rounds_rejected": float(item.rejected),
         "runs_per_sample": float(item.repeats),
         "reference_ms": median(readings) if readings else None,

@@ -152,9 +152,11 @@ class Timing(Message):
     """What was measured, raw samples included. Times in nanoseconds unless the name says milliseconds."""
 
     hot_ns: tuple[Nanoseconds, ...]
-    """Every run but the first of a visit, in order of time; outliers are counted, never dropped."""
+    """The runs but the first of each visit that was kept, in order of time; outliers are counted, never dropped.
+
+    Visits in a disturbed round, or ahead of what `Policy.min_seconds` spreads, are not kept; the context counts all."""
     cold_ns: tuple[Nanoseconds, ...]
-    """The first run of each visit, after other sessions have used the caches."""
+    """The first run of each visit that was kept, after other sessions have used the caches."""
     hot_ms: float = Field(gt=0)
     """Median of the hot runs."""
     cold_ms: float = Field(gt=0)

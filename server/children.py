@@ -79,7 +79,7 @@ class _Child:
 
     def __init__(self, task: str, parameters: Mapping[str, Any], *, threads: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", ENTRY],
+            [sys.executable, "-P", "-m", ENTRY],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},

@@ -55,7 +55,9 @@ class WorkerProcess:
     """The worker as a child process that is kept alive."""
 
     def __init__(self, settings: Settings) -> None:
-        self._command = [sys.executable, "-m", "server.cli", "worker", "--data", str(settings.data), "--with-parent"]
+        # -P: a folder `server` where the user stands is not to be imported.
+        command = [sys.executable, "-P", "-m", "server.cli", "worker", "--with-parent"]
+        self._command = [*command, "--data", str(settings.data)]
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="worker-watcher", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None

@@ -16,7 +16,7 @@ from supernet.layers.head import Head, RawPrediction
 from supernet.layers.layout import to_spatial
 
 Gates = Mapping[str, Tensor]
-"""Weights of each mixture's candidates, by site name; identity last in a slot. A plain value: nothing remembers it."""
+"""Weights of each mixture's candidates, (candidates,) or (B, candidates), by site name; identity last in a slot."""
 
 Noise = Literal["gumbel", "uniform"]
 
@@ -37,13 +37,13 @@ class Mixture(nn.Module):
         self.candidates = nn.ModuleDict({block.kind.value: build_block(block) for block in blocks})
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Mix the candidates' outputs of x by gates (candidates,)."""
+        """Mix the candidates' outputs of x (B, ...) by gates (candidates,), or by each image's own: (B, candidates)."""
+        by_kind = gates.unsqueeze(0).unbind(-1) if gates.dim() == 1 else gates.unbind(-1)
         switched_on: list[Tensor] = [
-            gate * self._output(kind, x)
-            for kind, gate, value in zip(self.kinds, gates, gates.tolist(), strict=True)
-            if value != 0
+            _weighted(self._output(kind, x), gate)
+            for kind, gate in zip(self.kinds, by_kind, strict=True)
+            if gate.detach().any()
         ]
-
         return sum(switched_on[1:], start=switched_on[0])
 
     def _output(self, kind: Kind, x: Tensor) -> Tensor:
@@ -97,16 +97,18 @@ class Supernet(nn.Module):
         return prediction
 
     def sample_gates(
-        self, temperature: float, generator: torch.Generator, noise: Noise = "gumbel"
+        self, temperature: float, generator: torch.Generator, noise: Noise = "gumbel", *, images: int
     ) -> dict[str, Tensor]:
-        """Return softmax((r + noise) / temperature) for each mixture (eq. 8), differentiable in r.
+        """Return softmax((r + noise) / temperature) of each mixture (eq. 8), differentiable in r: (images, candidates).
 
-        The paper calls the noise Gumbel and prints U(0, 1): `gumbel` is -log(-log u), `uniform` the printed one.
+        Each image has noise of its own: the gradient of r is then an average over as many draws. The paper calls the
+        noise Gumbel and prints U(0, 1): `gumbel` is -log(-log u), `uniform` the printed one.
         """
-        return {
-            name: torch.softmax((self.logits_of(name) + _noise(len(kinds), generator, noise)) / temperature, dim=0)
-            for name, kinds in self.choices.items()
-        }
+        gates = {}
+        for name, kinds in self.choices.items():
+            noisy = self.logits_of(name) + _noise(images, len(kinds), generator, noise)
+            gates[name] = torch.softmax(noisy / temperature, dim=-1)
+        return gates
 
     def one_hot_gates(self, config: Config) -> dict[str, Tensor]:
         """Return the gates that run exactly the blocks of `config`, at full width."""
@@ -138,6 +140,11 @@ class Supernet(nn.Module):
         return head
 
 
+def _weighted(output: Tensor, gate: Tensor) -> Tensor:
+    """Multiply an output (B, ...) by a gate for all images (1,) or for each (B,)."""
+    return output * gate.view(-1, *(1,) * (output.dim() - 1))
+
+
 def _candidates(space: SearchSpace, frame: Config) -> dict[str, list[Block]]:
     """Return the blocks that may stand at each site of the frame, found by walking it with each kind in turn."""
     found: dict[str, dict[Kind, Block]] = {}
@@ -161,8 +168,8 @@ def _module(site: str, blocks: list[Block]) -> nn.Module:
     return SCM(blocks[0], spare=True) if blocks[0].kind is Kind.SCM else build_block(blocks[0])
 
 
-def _noise(count: int, generator: torch.Generator, noise: Noise) -> Tensor:
-    uniform = torch.rand(count, generator=generator)
+def _noise(images: int, count: int, generator: torch.Generator, noise: Noise) -> Tensor:
+    uniform = torch.rand(images, count, generator=generator)
     if noise == "uniform":
         return uniform
     tiny = torch.finfo(uniform.dtype).tiny

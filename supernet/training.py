@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -50,7 +50,7 @@ class TrainSettings(Value):
         weight_decay: of convolutions and Linears; norms, biases and position tables have none.
         warmup: share of the steps in which the rate climbs.
         clip_norm: largest norm of the weights' gradient.
-        logits_learning_rate: rate of r (Adam, no decay).
+        logits_learning_rate: length of a step of r, all of it together (normalised gradient descent, no decay).
         logits_frozen: share of the steps before r moves.
         temperatures: tau at the first and the last step, exponential between.
         noise: what is added to r: `gumbel`, or `uniform` as the paper prints it.
@@ -68,7 +68,7 @@ class TrainSettings(Value):
     weight_decay: float = Field(default=0.05, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_norm: float = Field(default=5.0, gt=0)
-    logits_learning_rate: float = Field(default=1e-2, ge=0)
+    logits_learning_rate: float = Field(default=5e-2, ge=0)
     logits_frozen: float = Field(default=0.15, ge=0, le=1)
     temperatures: tuple[float, float] = (5.0, 0.5)
     noise: Literal["gumbel", "uniform"] = "gumbel"
@@ -178,7 +178,7 @@ class _Run:
         self.sandwich = Sandwich(self.supernet)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             "weights": _weight_optimiser(self.supernet, settings),
-            "logits": torch.optim.Adam(self.supernet.architecture_parameters(), lr=settings.logits_learning_rate),
+            "logits": torch.optim.SGD(self.supernet.architecture_parameters(), lr=settings.logits_learning_rate),
         }
 
     def train(self, progress: Callable[[Progress], None], clock: Callable[[], float]) -> list[float]:
@@ -219,7 +219,8 @@ class _Run:
         first, last = self.settings.temperatures
         temperature = first * (last / first) ** (self.step / self.settings.steps)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        return self._forward(images, self.supernet.sample_gates(temperature, generator, self.settings.noise))
+        gates = self.supernet.sample_gates(temperature, generator, self.settings.noise, images=len(images))
+        return self._forward(images, gates)
 
     def _forward(self, images: Tensor, gates: dict[str, Tensor]) -> RawPrediction:
         prediction: RawPrediction = self.supernet(images, gates)
@@ -236,6 +237,9 @@ class _Run:
             group["lr"] = settings.learning_rate * rate_share(self.step, settings.steps, warmup=settings.warmup)
         self.optimisers["weights"].step()
         if logits and self.step >= settings.logits_frozen * settings.steps:
+            # One scale for all of r: Adam would move a choice that hardly matters as far as one that does, and its
+            # direction is chance.
+            _normalise(self.supernet.architecture_parameters())
             self.optimisers["logits"].step()
 
     def save(self) -> None:
@@ -307,6 +311,15 @@ def fresh_supernet(space: SearchSpace, *, seed: int) -> Supernet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Supernet(space)
+
+
+def _normalise(parameters: Iterable[nn.Parameter]) -> None:
+    """Give all gradients together the length 1; leave them where that is 0."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    length = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    if length > 0:
+        for gradient in gradients:
+            gradient.div_(length)
 
 
 def rate_share(step: int, steps: int, *, warmup: float) -> float:

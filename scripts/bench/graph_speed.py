@@ -2,9 +2,9 @@
 
 Measures: heatdetr-tiny exported at 640x640, one thread, ONNX Runtime on the CPU; against RT-DETR-R18 and DETR-R50,
 built by the package `transformers` (null with a reason where it is missing) and exported by the same PyTorch exporter
-at the same opset. Random weights: time does not depend on them. `ms` is the median of the hot runs under the agent's
-own protocol, which interleaves the networks; `spread_pct` is the width of its 95 % confidence interval. MACs of
-HeatDETR are those of `nas.macs`, those of the others are counted by PyTorch. Takes three minutes; `--quick` one.
+at the same opset. Random weights: time does not depend on them. `ms` is the median of the hot runs, timed as
+the agent does: interleaved, with emptied caches in between; `spread_pct` is the width of its 95 % interval. MACs of
+ HeatDETR are those of `nas.macs`, those of the others are counted by PyTorch. Takes three minutes; `--quick` one.
 """
 
 import random
@@ -22,12 +22,14 @@ from profiler.session import open_session
 from profiler.timing import measure_group
 from profiler.wire import Execution, Policy
 from supernet.detector import HeatDETR
-from supernet.export import OPSET, export_detector
+from supernet.export import OPSET, export_detector, randomise_detector
 
 IMAGE = (640, 640)
 OURS = "heatdetr-tiny"
 PEERS = ("rtdetr-r18", "detr-r50")
 KEYS = ("ms", "spread_pct", "gmacs", "gmacs_per_s", "reason")
+
+THOROUGH = Policy(min_hot_runs=40, max_hot_runs=120, min_seconds=20)
 
 Network = tuple[bytes, float]
 """A graph file and its gmacs."""
@@ -55,7 +57,9 @@ def build_ours() -> Network:
     note(f"exporting {OURS}")
     space = named_space("heatdetr", classes=80)
     config = named_config(OURS, space, image=IMAGE)
-    return export_detector(HeatDETR(space, config).eval()).onnx, gmacs(space.blocks(config))
+    detector = HeatDETR(space, config).eval()
+    randomise_detector(detector)
+    return export_detector(detector).onnx, gmacs(space.blocks(config))
 
 
 def build_peer(name: str) -> Network:
@@ -73,7 +77,7 @@ def measure(networks: dict[str, Network], chosen: Options) -> dict[str, dict[str
         for name, (graph, _) in networks.items():
             (chosen.out / f"{name}.onnx").write_bytes(graph)
     sessions = {name: open_session(graph, Execution(threads=1)) for name, (graph, _) in networks.items()}
-    policy = Policy(warmup_runs=3, min_hot_runs=5, max_hot_runs=8) if chosen.quick else Policy()
+    policy = Policy(warmup_runs=3, min_hot_runs=5, max_hot_runs=8) if chosen.quick else THOROUGH
     note("measuring")
     timings = measure_group(
         sessions, policy, clock=perf_counter_ns, rng=random.Random(chosen.seed), evict=make_eviction()

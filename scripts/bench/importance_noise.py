@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="compute threads")
     arguments = parser.parse_args()
     chosen = options(arguments)
+    if arguments.seeds < 2:
+        parser.error(f"--seeds {arguments.seeds}: a spread needs at least 2")
     torch.set_num_threads(arguments.threads)
     if chosen.quick:
         arguments.seeds, arguments.steps, arguments.images = 2, 8, 32

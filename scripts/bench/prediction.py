@@ -35,7 +35,7 @@ from server.parameters import MEASURE_SECONDS
 from server.run_report import latency_model
 from server.verification import MAX_RUNS, MIN_RUNS
 from supernet.detector import HeatDETR
-from supernet.export import export_detector
+from supernet.export import export_detector, randomise_detector
 
 DEVICE = "benchmark"
 COLUMNS = (
@@ -76,7 +76,7 @@ def main() -> None:
     space = named_space(arguments.space, classes=3)
     configs = random_configs(space, 4 if chosen.quick else arguments.networks, chosen.seed)
     note(f"exporting {len(configs)} networks of {space.name}")
-    graphs = {config.id: export_detector(HeatDETR(space, config).eval()).onnx for config in configs}
+    graphs = {config.id: export_detector(random_detector(space, config)).onnx for config in configs}
     results: dict[str, object] = {
         "space": space.name,
         "int8": None,
@@ -91,6 +91,13 @@ def main() -> None:
             results[f"{threads}t"] = found
             table.append([threads, *map(found.get, COLUMNS)])
     report(chosen, results, table)
+
+
+def random_detector(space: SearchSpace, config: Config) -> HeatDETR:
+    """Build a detector with weights as if trained: fresh ones would switch the residual branches off."""
+    detector = HeatDETR(space, config).eval()
+    randomise_detector(detector)
+    return detector
 
 
 def random_configs(space: SearchSpace, count: int, seed: int) -> list[Config]:

@@ -11,7 +11,7 @@ from server.children import Emit
 from server.heavy.items import item
 from server.tasks import network_key
 from supernet.detector import HeatDETR
-from supernet.export import export_blocks, export_detector
+from supernet.export import export_blocks, export_detector, randomise_detector
 
 Json = dict[str, Any]
 
@@ -30,11 +30,13 @@ def export_block_graphs(parameters: Json, emit: Emit) -> Json:
 
 
 def export_references(parameters: Json, emit: Emit) -> Json:
-    """Export whole networks with seeded fresh weights and tell each as an item."""
+    """Export whole networks with seeded random weights, as if trained, and tell each as an item."""
     space = SearchSpace.model_validate(parameters["space"])
     for content in parameters["configs"]:
         config = Config.model_validate(content)
         torch.manual_seed(parameters["seed"])
-        graph = export_detector(HeatDETR(space, config))
+        detector = HeatDETR(space, config)
+        randomise_detector(detector)
+        graph = export_detector(detector)
         emit("item", item(parameters, network_key(config), f"network {config.id}", graph))
     return {}

@@ -35,6 +35,7 @@ def test_the_walk_through_ends_with_a_measured_file(tmp_path: Path) -> None:
         "8000": str(port),
         '"steps": 400': '"steps": 4, "images": 24',
         '"device": "laptop", ': '"device": "laptop", "measure_seconds": 1, ',
+        "measure model.onnx": "measure model.onnx --seconds 1",
     }
     lines = walk_through(quick)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -264,13 +264,43 @@ def test_result_the_server_refuses_is_kept_and_the_others_go_on(device: Device, 
     def refuse_first(kind: str) -> tuple[int, str] | None:
         if kind == "PUT results" and not first:
             first.append(kind)
-            return 422, '{"message": "times must grow"}'
+            return 422, '{"error": "InvalidMeasurement", "message": "times must grow"}'
         return None
 
     server.before = refuse_first
     assert device.agent().run_once().uploaded == 2
     assert device.journal.counts()[State.REFUSED] == 1
-    assert any("times must grow It is kept in the journal" in note for note in device.reporter.notes)
+    assert any("times must grow It stays in the journal" in note for note in device.reporter.notes)
+
+
+@pytest.mark.parametrize("answer", [(404, "<html>not found</html>"), (302, ""), (413, '{"message": "too large"}')])
+def test_result_that_only_a_proxy_refuses_is_sent_again(
+    device: Device, server: Any, graph: bytes, answer: tuple[int, str]
+) -> None:
+    server.add("t", graph)
+    server.before = lambda kind: answer if kind == "PUT results" else None
+    agent = device.agent()
+    assert agent.run_once().uploaded == 0
+    assert device.journal.counts()[State.MEASURED] == 1
+    assert any("It is kept, and sent again later." in note for note in device.reporter.notes)
+    server.before = lambda _: None
+    assert agent.run_once().uploaded == 1
+    assert len(server.accepted) == 1
+
+
+def test_server_that_has_forgotten_the_agent_gets_the_result_after_enrolling(
+    device: Device, server: Any, graph: bytes
+) -> None:
+    server.add("t", graph)
+    unknown = 404, '{"error": "UnknownAgent", "message": "no agent agent-1: enrol"}'
+    server.before = lambda kind: unknown if kind == "PUT results" and server.log.count("POST agents") == 1 else None
+    agent = device.agent()
+    assert agent.run_once().uploaded == 0
+    assert device.journal.counts()[State.MEASURED] == 1
+    agent.run_once()
+    assert server.log.count("POST agents") == 2
+    assert len(server.accepted) == 1
+    assert sum(device.journal.counts().values()) == 0
 
 
 def test_leases_of_a_killed_agent_are_given_back_at_the_start(device: Device, server: Any, graph: bytes) -> None:
@@ -338,18 +368,17 @@ def test_run_once_to_the_end_stops_when_nothing_is_left(device: Device, server: 
 
 def test_running_agent_waits_for_a_server_that_went_away(device: Device, server: Any, graph: bytes) -> None:
     server.add("t", graph)
-    trouble = iter([None, (503, ""), (503, ""), (503, ""), (503, "")])
 
     def away_for_a_while(kind: str) -> tuple[int, str] | None:
-        if kind == "POST agents leases":
-            if server.accepted:
-                raise_in_agent.append(kind)
-                return 403, ""
-            return next(trouble, None)
-        return None
+        if kind != "POST agents leases":
+            return None
+        if server.accepted:
+            return 403, ""
+        return (503, "") if len(device.slept) < 2 else None
 
-    raise_in_agent: list[str] = []
     server.before = away_for_a_while
     with pytest.raises(NotAuthorised):  # how this test ends a run that never ends
         device.agent().run(once=False)
+    assert device.slept == [0.1, 0.1]  # the pause the server asked for
+    assert sum("Trying again in 0 s." in note for note in device.reporter.notes) == 2
     assert len(server.accepted) == 1

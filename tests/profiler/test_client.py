@@ -103,6 +103,13 @@ def test_server_says_how_long_to_wait() -> None:
     assert talk.waits == [7.0, 60.0]
 
 
+def test_server_that_asks_for_no_wait_at_all_is_not_asked_in_a_circle() -> None:
+    talk = Talk(*[status(503, retry_after="0")] * 30, patience_seconds=10)
+    with pytest.raises(ServerUnreachable):
+        talk.lease()
+    assert talk.waits == [1.0] * 10
+
+
 def test_date_in_retry_after_is_ignored_since_clocks_may_disagree() -> None:
     talk = Talk(status(503, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"), OK)
     talk.lease()

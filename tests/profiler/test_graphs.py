@@ -166,3 +166,12 @@ def test_a_relative_state_folder_gives_paths_that_hold_in_any_process(
     sha256 = hashlib.sha256(b"graph").hexdigest()
     (tmp_path / "state" / sha256).write_bytes(b"graph")
     assert cache.find(sha256) == tmp_path / "state" / sha256
+
+
+@pytest.mark.parametrize("tag", [bytes([0xEA, 0x80, 0x80, 0x80, 0x10]), b"\x02"], ids=["beyond 32 bits", "field 0"])
+def test_tag_that_another_reader_would_take_for_another_field_is_refused(tag: bytes) -> None:
+    # ModelProto.graph (7) > GraphProto.initializer (5) > TensorProto, whose field 13 is external_data.
+    tensor = tag + b"\x00"
+    graph = bytes([5 << 3 | 2, len(tensor)]) + tensor
+    with pytest.raises(UnsafeGraph):
+        check_safe(bytes([7 << 3 | 2, len(graph)]) + graph)

@@ -8,6 +8,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
+from torch import Tensor, nn
 
 from nas.blocks import Activation, Block, Kind
 from nas.config import Config
@@ -21,6 +23,7 @@ from supernet.export import (
     export_blocks,
     export_detector,
     input_shapes,
+    randomise_detector,
     randomise_statistics,
 )
 from supernet.fusing import fuse
@@ -123,7 +126,7 @@ def test_export_leaves_the_random_state_alone() -> None:
 def test_whole_detectors_compute_what_their_modules_compute(config: Config) -> None:
     torch.manual_seed(0)
     detector = HeatDETR(NANO, config)
-    detector(torch.rand(2, 3, 192, 192))
+    randomise_detector(detector)  # fresh statistics would switch the residual branches off
     graph = export_detector(detector)
     assert graph.sha256 == hashlib.sha256(graph.onnx).hexdigest()
     assert graph.parity.max_abs_diff <= 1e-4 * graph.parity.scale
@@ -134,6 +137,31 @@ def test_whole_detectors_compute_what_their_modules_compute(config: Config) -> N
     assert not {"Shape", "BatchNormalization"} & {node.op_type for node in model.graph.node}
     boxes, scores = _run(graph.onnx, [np.zeros((1, 3, 192, 192), np.float32)])
     assert (boxes.shape, scores.shape) == ((1, 144, 4), (1, 144, 3))
+
+
+class Two(nn.Module):
+    """A large output and a small one, which is `shift` off."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return 1000 * x, 0.001 * x + self.shift
+
+
+def test_each_output_is_judged_on_its_own_scale() -> None:
+    tensors = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in ("x", "large", "small")]
+    factors = [helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [by]) for name, by in (("a", 1000.0), ("b", 0.001))]
+    nodes = [helper.make_node("Mul", ["x", "a"], ["large"]), helper.make_node("Mul", ["x", "b"], ["small"])]
+    graph = helper.make_graph(nodes, "two", tensors[:1], tensors[1:], factors)
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9).SerializeToString()
+    ones = (torch.ones(4),)
+
+    parity = compare(file, Two(5e-5), ones, label="two", seed=0)
+    assert (parity.max_abs_diff, parity.scale) == (pytest.approx(5e-5, rel=1e-2), 1.0)
+    with pytest.raises(ParityError, match=r"graph of two differs from its module by 0\.0002"):
+        compare(file, Two(2e-4), ones, label="two", seed=0)  # little beside an output of 1000, much for one of 0.001
 
 
 def test_a_file_of_another_module_is_refused(graphs: dict[Block, ExportedGraph]) -> None:

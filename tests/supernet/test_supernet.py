@@ -44,13 +44,15 @@ def test_logits_are_apart_from_weights_and_start_undecided(supernet: Supernet) -
 
 @pytest.mark.parametrize("noise", ["gumbel", "uniform"])
 def test_gates_are_probabilities_drawn_from_the_generator(supernet: Supernet, noise: str) -> None:
-    first = supernet.sample_gates(1.0, _generator(), noise)
-    again = supernet.sample_gates(1.0, _generator(), noise)
+    first = supernet.sample_gates(1.0, _generator(), noise, images=3)
+    again = supernet.sample_gates(1.0, _generator(), noise, images=3)
     assert list(first) == list(supernet.choices)
-    for name, gate in first.items():
-        assert torch.equal(gate, again[name])
-        assert float(gate.detach().sum()) == pytest.approx(1)
-        assert float(gate.detach().min()) > 0
+    for name, gates in first.items():
+        assert torch.equal(gates, again[name])
+        assert gates.shape == (3, len(supernet.choices[name]))
+        assert gates.detach().sum(dim=1).numpy() == pytest.approx(1)
+        assert float(gates.detach().min()) > 0
+        assert len(supernet.choices[name]) == 1 or not torch.equal(gates[0], gates[1])
 
 
 def test_gumbel_noise_chooses_each_candidate_by_its_probability(supernet: Supernet) -> None:
@@ -58,30 +60,42 @@ def test_gumbel_noise_chooses_each_candidate_by_its_probability(supernet: Supern
     logits = supernet.logits_of(name)
     with torch.no_grad():
         logits.copy_(torch.tensor([1.0, 0.0, -1.0, 0.5]))
-        draws = [int(supernet.sample_gates(1.0, generator)[name].argmax()) for _ in range(1500)]
+        draws = supernet.sample_gates(1.0, generator, images=1500)[name].argmax(dim=1)
         wanted = torch.softmax(logits, 0)
         logits.zero_()
-    shares = torch.bincount(torch.tensor(draws), minlength=4) / len(draws)
+    shares = torch.bincount(draws, minlength=4) / len(draws)
     assert (shares - wanted).abs().max() < 0.04  # three standard errors of a share
 
 
 def test_uniform_noise_as_printed_moves_a_logit_by_less_than_one(supernet: Supernet) -> None:
     generator = _generator()
-    for _ in range(50):
-        gate = supernet.sample_gates(1.0, generator, "uniform")["stage2.slot0"].detach()
-        assert float(gate.max() / gate.min()) < torch.e
+    gates = supernet.sample_gates(1.0, generator, "uniform", images=50)["stage2.slot0"].detach()
+    assert float((gates.max(dim=1).values / gates.min(dim=1).values).max()) < torch.e
+
+
+def test_gates_of_each_image_mix_as_the_same_gates_for_that_image_alone(supernet: Supernet) -> None:
+    images = torch.rand(2, 3, 192, 192, generator=_generator())
+    gates = supernet.sample_gates(1.0, _generator(), images=2)
+    supernet.eval()  # batch statistics would tie the images to each other
+    with torch.no_grad():
+        both = supernet(images, gates)
+        alone = [supernet(images[i : i + 1], {name: gate[i] for name, gate in gates.items()}) for i in range(2)]
+    supernet.train()
+    assert (both.logits - torch.cat([one.logits for one in alone])).abs().max() <= 1e-5
+    assert (both.deltas - torch.cat([one.deltas for one in alone])).abs().max() <= 1e-5
 
 
 def test_a_low_temperature_decides(supernet: Supernet) -> None:
-    gate = supernet.sample_gates(0.01, _generator())["stage3.slot1"].detach()
+    gate = supernet.sample_gates(0.01, _generator(), images=1)["stage3.slot1"].detach()
     assert float(gate.max()) > 0.99
 
 
 def test_loss_reaches_weights_and_logits(supernet: Supernet) -> None:
     supernet.zero_grad()
     images = torch.rand(2, 3, 192, 192, generator=_generator())
-    prediction = supernet(images, supernet.sample_gates(1.0, _generator()))
+    prediction = supernet(images, supernet.sample_gates(1.0, _generator(), images=2))
     prediction.logits.square().mean().backward()
+    assert any(weight.grad is not None and bool(weight.grad.any()) for weight in supernet.weight_parameters())
     for number, choices in enumerate(NANO.stages, start=1):
         gradient = supernet.logits_of(f"stage{number}.slot0").grad
         assert gradient is not None
@@ -146,5 +160,5 @@ def test_a_space_without_rep_cnn_has_a_supernet_too() -> None:
     )
     space = NANO.model_copy(update={"stages": stages})
     supernet = Supernet(space)
-    prediction = supernet(torch.rand(1, 3, 192, 192), supernet.sample_gates(1.0, _generator()))
+    prediction = supernet(torch.rand(1, 3, 192, 192), supernet.sample_gates(1.0, _generator(), images=1))
     assert tuple(prediction.logits.shape) == (1, 144, 3)
