@@ -219,7 +219,7 @@ class _Group:
         return max(MAX_REJECTED_ROUNDS, MAX_REJECTED_SHARE * self._rounds)
 
     def _is_due(self, item: _Item) -> bool:
-        """Tell whether a visit's runs are to be kept; an item ahead of its schedule runs to keep the machine as it is."""
+        """Tell whether to keep the runs of a visit; an item ahead of its schedule runs to keep the machine as it is."""
         share = len(item.hot) / self._policy.max_hot_runs
         return self._elapsed() >= self._policy.min_seconds * share
 
