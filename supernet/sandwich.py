@@ -4,8 +4,12 @@ Building a module for every subnet drawn would cost more than running it. Instea
 choice of widths: its weights are slices of the wide one's, and one-hot gates pick the blocks.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from typing import TypeVar
+
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -18,6 +22,7 @@ from supernet.layers.head import RawPrediction
 from supernet.supernet import Gates, Supernet
 
 Widths = tuple[int, ...]
+T = TypeVar("T")
 
 
 class Sandwich:
@@ -56,41 +61,54 @@ class Sandwich:
         return prediction
 
 
-def sample_config(supernet: Supernet, rng: np.random.Generator) -> Config:
-    """Draw a config of the supernet's size: kinds with probability softmax(r), widths evenly.
+def sample_config(supernet: Supernet, turn: int, *, seed: int) -> Config:
+    """Draw the config of one subnet step: of the supernet's size, kinds and widths in fair turns.
 
-    Every stage keeps at least one local block; widths do not fall from a stage to the next.
+    Each candidate of a place has its turn once in as many steps as there are candidates, in an order drawn anew each
+    time (strict fairness, FairNAS section 3): a kind that was trained more often would look more important than it is.
+    So has each legal choice of widths. Every stage keeps at least one local block.
     """
     space = supernet.space
+    widths = _in_turn(legal_widths(space), turn, (seed, len(supernet.choices)))
     first, second, third, fourth = (
         Stage(
             width=width,
-            slots=_sample_slots(supernet, number, choices, rng),
-            global_kind=_sample_kind(supernet, f"stage{number}.global", rng),
+            slots=_turn_of_slots(supernet, number, choices, turn, seed),
+            global_kind=_turn_of(supernet, f"stage{number}.global", choices.global_kinds, turn, seed),
         )
-        for number, (choices, width) in enumerate(zip(space.stages, sample_widths(space, rng), strict=True), start=1)
+        for number, (choices, width) in enumerate(zip(space.stages, widths, strict=True), start=1)
     )
     return space.check(Config(space=space.id, image=supernet.frame.image, stages=(first, second, third, fourth)))
 
 
-def sample_widths(space: SearchSpace, rng: np.random.Generator) -> Widths:
-    """Draw the four widths evenly among those that do not fall from a stage to the next."""
-    while True:
-        widths = [int(rng.choice(choices.widths)) for choices in space.stages]
-        if widths == sorted(widths):
-            return tuple(widths)
+@lru_cache(maxsize=8)
+def legal_widths(space: SearchSpace) -> tuple[Widths, ...]:
+    """List the choices of four widths that do not fall from a stage to the next."""
+    return tuple(
+        widths for widths in product(*(choices.widths for choices in space.stages)) if [*widths] == sorted(widths)
+    )
 
 
-def _sample_slots(supernet: Supernet, number: int, choices: StageChoices, rng: np.random.Generator) -> tuple[Kind, ...]:
-    while True:
-        slots = tuple(_sample_kind(supernet, f"stage{number}.slot{slot}", rng) for slot in range(choices.slots))
-        if any(kind is not Kind.IDENTITY for kind in slots):
-            return slots
+def _turn_of_slots(supernet: Supernet, number: int, choices: StageChoices, turn: int, seed: int) -> tuple[Kind, ...]:
+    names = [f"stage{number}.slot{slot}" for slot in range(choices.slots)]
+    if len(names) == 1:  # the only block of a stage stays
+        return (_turn_of(supernet, names[0], choices.local_kinds, turn, seed),)
+    slots = tuple(_turn_of(supernet, name, supernet.choices[name], turn, seed) for name in names)
+    if any(kind is not Kind.IDENTITY for kind in slots):
+        return slots
+    return (_turn_of(supernet, names[0], choices.local_kinds, turn, seed), *slots[1:])
 
 
-def _sample_kind(supernet: Supernet, name: str, rng: np.random.Generator) -> Kind:
-    probabilities = torch.softmax(supernet.logits_of(name).detach().double(), dim=0).numpy()
-    return supernet.choices[name][rng.choice(len(probabilities), p=probabilities / probabilities.sum())]
+def _turn_of(supernet: Supernet, name: str, kinds: Sequence[Kind], turn: int, seed: int) -> Kind:
+    """Return whose turn it is at a place."""
+    return _in_turn(kinds, turn, (seed, list(supernet.choices).index(name)))
+
+
+def _in_turn(candidates: Sequence[T], turn: int, seed: tuple[int, int]) -> T:
+    """Go through the candidates again and again, in an order of its own each time."""
+    cycle, position = divmod(turn, len(candidates))
+    order = np.random.default_rng((*seed, cycle)).permutation(len(candidates))
+    return candidates[int(order[position])]
 
 
 def _narrowed(supernet: Supernet, widths: Widths) -> Supernet:

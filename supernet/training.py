@@ -203,7 +203,7 @@ class _Run:
         rng = np.random.default_rng((self.settings.seed, self.step))
         images, targets = _batch(self.data, self.settings, self.step, rng)
         mixed = self.step % self.settings.mixture_every == 0
-        prediction = self._mixture(images, rng) if mixed else self._subnet(images, rng)
+        prediction = self._mixture(images, rng) if mixed else self._subnet(images)
         loss = detection_losses(prediction, self.supernet.head.anchors, targets).total
         value = loss.item()
         if not math.isfinite(value):
@@ -226,8 +226,9 @@ class _Run:
         prediction: RawPrediction = self.supernet(images, gates)
         return prediction
 
-    def _subnet(self, images: Tensor, rng: np.random.Generator) -> RawPrediction:
-        config = sample_config(self.supernet, rng)
+    def _subnet(self, images: Tensor) -> RawPrediction:
+        turn = self.step - 1 - self.step // self.settings.mixture_every  # subnet steps before this one
+        config = sample_config(self.supernet, turn, seed=self.settings.seed)
         return self.sandwich.predict(config.widths, images, self.supernet.one_hot_gates(config))
 
     def _update(self, *, logits: bool) -> None:

@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -7,13 +8,16 @@ import pytest
 import torch
 
 from nas.blocks import Kind
+from nas.config import Config
 from supernet.checkpoint import load_checkpoint, load_supernet
 from supernet.dataset import CocoDataset
 from supernet.errors import BadDataset, CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import images_to_floats
 from supernet.extraction import extract
 from supernet.sandwich import Sandwich, sample_config
+from supernet.supernet import Supernet
 from supernet.training import Progress, TrainedSupernet, TrainSettings, fresh_supernet, rate_share, train_supernet
+from tests.supernet.block_samples import NANO
 from tests.supernet.tiny_space import TINY, tiny_data
 
 SETTINGS = TrainSettings(
@@ -158,28 +162,45 @@ def test_the_rate_climbs_then_falls_to_nothing() -> None:
     assert 0 < shares[-1] < 0.001
 
 
-@pytest.fixture
-def drawn() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def test_drawn_subnets_are_legal_and_reach_every_choice(drawn: np.random.Generator) -> None:
+def test_drawn_subnets_are_legal_and_reach_every_choice() -> None:
     supernet = fresh_supernet(TINY, seed=0)
-    configs = [sample_config(supernet, drawn) for _ in range(60)]
+    configs = [sample_config(supernet, turn, seed=3) for turn in range(60)]
     assert all(TINY.contains(config) for config in configs)
     assert {config.widths for config in configs} == {(32, 32, 32, 32), (32, 32, 32, 64), (32, 32, 64, 64)}
     assert {config.stages[0].slots for config in configs} == {(Kind.REP_CNN,), (Kind.WMSA,)}
     assert {config.stages[3].global_kind for config in configs} == {Kind.XCA, Kind.ATTENTION}
+    assert configs == [sample_config(supernet, turn, seed=3) for turn in range(60)]
+    assert configs != [sample_config(supernet, turn, seed=4) for turn in range(60)]
 
 
-def test_kinds_are_drawn_by_their_probability(drawn: np.random.Generator) -> None:
-    supernet = fresh_supernet(TINY, seed=0)
-    with torch.no_grad():
-        supernet.logits_of("stage1.slot0").copy_(torch.tensor([-9.0, 9.0, -9.0]))
-    assert {sample_config(supernet, drawn).stages[0].slots for _ in range(20)} == {(Kind.WMSA,)}
+def test_each_kind_has_its_turn_equally_often() -> None:
+    supernet = fresh_supernet(NANO, seed=0)
+    configs = [sample_config(supernet, turn, seed=0) for turn in range(4 * 3 * 20)]
+    for slot in range(3):
+        counts = Counter(config.stages[2].slots[slot] for config in configs)
+        if slot:
+            assert set(counts.values()) == {60}
+        else:  # stands in when all three slots are empty
+            assert 60 <= min(counts[kind] for kind in NANO.stages[2].local_kinds) <= max(counts.values()) <= 66
+    assert set(Counter(config.stages[0].slots for config in configs).values()) == {80}
+    assert set(Counter(config.stages[3].global_kind for config in configs).values()) == {120}
 
 
-def test_a_subnet_on_slices_computes_what_the_extracted_one_does(data: Path, drawn: np.random.Generator) -> None:
+def test_subnet_steps_take_their_turns_without_gaps(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+
+    def spy(supernet: Supernet, turn: int, *, seed: int) -> Config:
+        turns.append(turn)
+        return sample_config(supernet, turn, seed=seed)
+
+    monkeypatch.setattr("supernet.training.sample_config", spy)
+    _train(data, tmp_path, steps=9, mixture_every=3)
+    assert turns == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_subnet_on_slices_computes_what_the_extracted_one_does(data: Path) -> None:
     supernet = fresh_supernet(TINY, seed=0).train()
     with torch.no_grad():
         for weight in supernet.weight_parameters():
@@ -187,8 +208,8 @@ def test_a_subnet_on_slices_computes_what_the_extracted_one_does(data: Path, dra
     sample = CocoDataset(data, "train", image=(64, 64))
     images = torch.from_numpy(images_to_floats(np.stack([sample[i].pixels for i in range(4)])))
     sandwich = Sandwich(supernet)
-    for _ in range(6):
-        config = sample_config(supernet, drawn)
+    for turn in range(6):
+        config = sample_config(supernet, turn, seed=0)
         ours = sandwich.predict(config.widths, images, supernet.one_hot_gates(config))
         theirs = extract(supernet, config)(images)
         # The gates multiply by exactly 1.
