@@ -9,14 +9,12 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 
 from lookup_tables.models import Measurement
-from lookup_tables.store import TableStore
-from server.artifacts import BlobStore
 from server.children import run_child
 from server.database import reading
 from server.engine import Steps
-from server.jobs import Jobs
 from server.machine import Machine
 from server.settings import Settings
+from server.stores import Stores
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -30,7 +28,7 @@ class WorkerStopping(BaseException):
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(Stores):
     """One job at work.
 
     Attributes:
@@ -48,21 +46,6 @@ class Context:
     steps: Steps
     machine: Machine
     stopping: threading.Event
-
-    @property
-    def jobs(self) -> Jobs:
-        """Jobs and their events."""
-        return Jobs(self.database)
-
-    @property
-    def tables(self) -> TableStore:
-        """Measured numbers."""
-        return TableStore(self.database)
-
-    @property
-    def blobs(self) -> BlobStore:
-        """Files by hash."""
-        return BlobStore(self.settings.blobs)
 
     def now(self) -> datetime:
         """Return the wall-clock time, a label only."""

@@ -8,35 +8,18 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from sqlalchemy import Engine
 
-from lookup_tables.store import TableStore
-from server.artifacts import BlobStore
-from server.jobs import Jobs
 from server.leases import LeaseTerms
 from server.settings import Settings
+from server.stores import Stores
 
 
 @dataclass(frozen=True)
-class Services:
+class Services(Stores):
     """The stores of one application, and its clock."""
 
     settings: Settings
     database: Engine
     clock: Callable[[], datetime]
-
-    @property
-    def jobs(self) -> Jobs:
-        """Jobs and their events."""
-        return Jobs(self.database)
-
-    @property
-    def tables(self) -> TableStore:
-        """Measured numbers."""
-        return TableStore(self.database)
-
-    @property
-    def blobs(self) -> BlobStore:
-        """Files by hash."""
-        return BlobStore(self.settings.blobs)
 
     @property
     def terms(self) -> LeaseTerms:
