@@ -62,7 +62,7 @@ class TrainSettings(Value):
         seed: decides weights, data order, augmentation, noise and subnets.
     """
 
-    steps: int = Field(default=360, ge=1)
+    steps: int = Field(default=400, ge=1)
     batch: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
@@ -72,7 +72,7 @@ class TrainSettings(Value):
     logits_frozen: float = Field(default=0.15, ge=0, le=1)
     temperatures: tuple[float, float] = (5.0, 0.5)
     noise: Literal["gumbel", "uniform"] = "gumbel"
-    mixture_every: int = Field(default=2, ge=1)
+    mixture_every: int = Field(default=4, ge=1)
     ranking_steps: int = Field(default=25, ge=1)
     checkpoint_seconds: float = Field(default=20.0, ge=0)
     seed: int = Field(default=0, ge=0)
