@@ -179,12 +179,12 @@ class Calibration(Base):
     __tablename__ = "calibrations"
     __table_args__ = (
         CheckConstraint("revision >= 1", name="revision"),
-        CheckConstraint("slope > 0 AND drift > 0 AND margin >= 0 AND overhead_ms >= 0", name="numbers"),
+        CheckConstraint("slope > 0 AND drift > 0 AND margin >= 0 AND fetch_ms_per_mib >= 0", name="numbers"),
     )
 
     edition_id: Mapped[str] = mapped_column(ForeignKey("editions.id"), primary_key=True)
     revision: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    overhead_ms: Mapped[float]
+    fetch_ms_per_mib: Mapped[float]
     slope: Mapped[float]
     drift: Mapped[float]
     margin: Mapped[float]

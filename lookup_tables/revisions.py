@@ -65,7 +65,7 @@ def _find(session: Session, edition: str, revision: int | None) -> Calibration |
 def _value(record: models.Calibration) -> Calibration:
     return Calibration(
         revision=record.revision,
-        overhead_ms=record.overhead_ms,
+        fetch_ms_per_mib=record.fetch_ms_per_mib,
         slope=record.slope,
         drift=record.drift,
         margin=record.margin,

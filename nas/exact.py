@@ -84,7 +84,7 @@ def front(
         MissingBlocks: the table does not cover the space at this size.
     """
     size = image or space.images[-1]
-    limit = (limit_ms - latency.overhead_ms) / latency.slope
+    limit = limit_ms / latency.slope
     labels = _Search(space, latency, score, size).run(limit)
     return tuple(
         Point(
@@ -105,7 +105,7 @@ def fastest(space: SearchSpace, latency: LatencyModel, *, image: tuple[int, int]
     return Fastest(
         config=config,
         latency_ms=latency.predict_ms(blocks),
-        binding=max(blocks, key=lambda block: latency.rows_ms[block]).label,
+        binding=max(blocks, key=latency.block_ms).label,
     )
 
 

@@ -5,26 +5,30 @@ from dataclasses import dataclass
 
 from nas.blocks import Block
 from nas.errors import MissingBlocks
+from nas.macs import weights_mib
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Predicts a network's latency as `overhead_ms + slope * (sum of its blocks' rows)`.
+    """Predicts a network's latency as `slope` times the sum over its blocks of row plus `fetch_ms_per_mib` * weights.
+
+    A block that is run again and again finds its weights in the caches; in a network the other blocks have driven them
+    out, and they are fetched anew in every run.
 
     Attributes:
         rows_ms: latency of each block alone, in milliseconds; a `lookup_tables.LookupTable` or any mapping.
-        overhead_ms: cost of a run that belongs to no block.
-        slope: ratio of a whole network's time to the sum of its blocks, from reference networks measured whole.
+        fetch_ms_per_mib: time to fetch a MiB of weights.
+        slope: ratio of a whole network's time to that sum, from reference networks measured whole.
         margin: share by which the next network may be slower than predicted, at the calibration's confidence.
     """
 
     rows_ms: Mapping[Block, float]
-    overhead_ms: float = 0.0
+    fetch_ms_per_mib: float = 0.0
     slope: float = 1.0
     margin: float = 0.0
 
     def sum_ms(self, blocks: Iterable[Block]) -> float:
-        """Add up the rows of the blocks, repeats counted.
+        """Add up rows and fetching of the blocks, repeats counted.
 
         Raises:
             MissingBlocks: some block has no row; a missing row never counts as zero.
@@ -33,7 +37,11 @@ class LatencyModel:
         missing = dict.fromkeys(block for block in blocks if block not in self.rows_ms)
         if missing:
             raise MissingBlocks(tuple(missing))
-        return sum(self.rows_ms[block] for block in blocks)
+        return sum(self.block_ms(block) for block in blocks)
+
+    def block_ms(self, block: Block) -> float:
+        """Return what one block adds to the sum."""
+        return self.rows_ms[block] + self.fetch_ms_per_mib * weights_mib([block])
 
     def predict_ms(self, blocks: Iterable[Block]) -> float:
         """Predict the latency of the network made of these blocks, in milliseconds."""
@@ -44,8 +52,8 @@ class LatencyModel:
         return self.predict_ms(blocks) * (1 + self.margin)
 
     def from_sum(self, sum_ms: float) -> float:
-        """Turn a sum of rows into a predicted latency."""
-        return self.overhead_ms + self.slope * sum_ms
+        """Turn a sum over blocks into a predicted latency."""
+        return self.slope * sum_ms
 
     def holds(self, latency_ms: float, limit_ms: float) -> bool:
         """Tell whether a predicted latency stays within the limit, margin included."""

@@ -112,5 +112,10 @@ def parameters(block: Block) -> int:
     assert_never(block.kind)
 
 
+def weights_mib(blocks: Iterable[Block]) -> float:
+    """Return the size of the blocks' weights in MiB, at 4 bytes each."""
+    return sum(4 * parameters(block) for block in blocks) / 2**20
+
+
 def _cells(block: Block, stride: int) -> int:
     return -(-block.height // stride) * -(-block.width // stride)

@@ -46,10 +46,6 @@ class Problem:
         """Predict with the table and one of its calibrations."""
         return calibration.latency_model(self.table)
 
-    def sum_ms(self, config: Config) -> float:
-        """Add up the rows of a config's blocks."""
-        return LatencyModel(self.table).sum_ms(self.space.blocks(config))
-
     def solve(self, calibration: Calibration) -> "Solution":
         """Find an answer that is predicted to meet the target, margin included.
 

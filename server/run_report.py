@@ -57,7 +57,7 @@ def latency_model(rows: Sequence[Json], table: Json) -> LatencyModel:
     calibration = table["calibration"]
     return LatencyModel(
         {Block.model_validate(row["block"]): row["latency_ms"] for row in rows},
-        overhead_ms=calibration["overhead_ms"],
+        fetch_ms_per_mib=calibration["fetch_ms_per_mib"],
         slope=calibration["slope"],
         margin=calibration["margin"],
     )

@@ -112,7 +112,7 @@ class CalibrationAnswer(Answer):
     """How sums of rows become times of whole networks."""
 
     revision: int
-    overhead_ms: float
+    fetch_ms_per_mib: float
     slope: float
     drift: float = Field(description="Part of the slope that is drift: 1 is the device as it was first measured.")
     margin: float

@@ -85,18 +85,18 @@ def learn(context: Context, problem: Problem, solution: Solution, verified: Json
             continue
         context.tell(
             "corrected",
-            f"calibration revision {corrected.revision}: networks take {corrected.slope:.3f} times the sum of their "
-            f"blocks, at most {100 * corrected.margin:.1f} % more with {100 * corrected.confidence:.0f} % confidence",
+            f"calibration revision {corrected.revision}: {corrected.sentence}",
         )
         break
     return corrected.revision
 
 
 def _missed(problem: Problem, solution: Solution, verified: Json, drift: float) -> Point:
-    return Point(
-        label=solution.config.id,
-        sum_ms=problem.sum_ms(solution.config),
-        measured_ms=verified["measured_ms"],
+    return Point.of(
+        solution.config.id,
+        problem.space.blocks(solution.config),
+        problem.table,
+        verified["measured_ms"],
         source=Source.VERIFICATION,
         drift=drift,
         measurement=verified["measurement"],

@@ -67,4 +67,4 @@ def planted_latency(space: SearchSpace, seed: int, *, margin: float = 0.0) -> La
     """Invent rows that grow with MACs, with noise large enough to reverse neighbours."""
     rng = np.random.default_rng(seed)
     rows = {block: gmacs([block]) * 10 + float(rng.uniform(0.01, 0.05)) for block in space.all_blocks()}
-    return LatencyModel(rows, overhead_ms=0.02, slope=1.1, margin=margin)
+    return LatencyModel(rows, fetch_ms_per_mib=0.03, slope=1.1, margin=margin)

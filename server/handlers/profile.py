@@ -7,8 +7,7 @@ import numpy as np
 
 from lookup_tables.calibration import Point, fit
 from nas.config import Config
-from nas.latency import LatencyModel
-from nas.macs import gmacs
+from nas.macs import gmacs, weights_mib
 from nas.sampling import random_config
 from nas.space import SearchSpace, named_space
 from profiler.wire import Policy
@@ -28,7 +27,7 @@ MAX_RUNS = 120
 """Hot runs kept of a block at most."""
 
 DRAWN_PER_REFERENCE = 8
-"""Random configs drawn for each reference that is kept: the kept ones are spread evenly over their MACs."""
+"""Random configs drawn for each reference that is kept."""
 
 
 def profile(context: Context, parameters: ProfileParameters) -> Json:
@@ -51,15 +50,25 @@ def profile(context: Context, parameters: ProfileParameters) -> Json:
 
 
 def reference_configs(space: SearchSpace, count: int, *, seed: int) -> tuple[Config, ...]:
-    """Choose networks to measure whole: the largest, the smallest, and random ones spread over the MACs between."""
+    """Choose networks to measure whole: the largest, the smallest, and random ones spread over the MACs between.
+
+    By turns they have many and few weights for their MACs: only then can the calibration tell the two apart.
+    """
     rng = np.random.default_rng(seed)
     chosen = {config.id: config for config in (space.largest(), space.smallest())[:count]}
     drawn = [random_config(space, rng) for _ in range(DRAWN_PER_REFERENCE * max(count - 2, 0))]
     drawn.sort(key=lambda config: gmacs(space.blocks(config)))
     for index in range(count - 2):
-        config = drawn[DRAWN_PER_REFERENCE * index + DRAWN_PER_REFERENCE // 2]
+        alike = drawn[DRAWN_PER_REFERENCE * index : DRAWN_PER_REFERENCE * (index + 1)]
+        alike.sort(key=lambda config: _weights_per_gmac(space, config))
+        config = alike[-1 if index % 2 else 0]
         chosen.setdefault(config.id, config)
     return tuple(chosen.values())
+
+
+def _weights_per_gmac(space: SearchSpace, config: Config) -> float:
+    blocks = space.blocks(config)
+    return weights_mib(blocks) / gmacs(blocks)
 
 
 def _plan(context: Context, parameters: ProfileParameters, space: SearchSpace) -> list[str]:
@@ -132,10 +141,11 @@ def _calibrate(
     else:
         table = context.tables.load(edition)
         points = [
-            Point(
-                label=config.id,
-                sum_ms=LatencyModel(table).sum_ms(space.blocks(config)),
-                measured_ms=now_ms[config.id],
+            Point.of(
+                config.id,
+                space.blocks(config),
+                table,
+                now_ms[config.id],
                 measurement=measured[network_key(config)],
             )
             for config in references
@@ -144,12 +154,12 @@ def _calibrate(
     context.tables.add_calibration(edition, calibration, now=context.now())
     context.tell(
         "calibrated",
-        f"whole networks take {calibration.slope:.3f} times the sum of their blocks, "
-        f"at most {100 * calibration.margin:.1f} % more with {100 * calibration.confidence:.0f} % confidence",
+        f"calibration revision {calibration.revision}: {calibration.sentence}",
     )
     return {
         "calibration_revision": calibration.revision,
         "slope": calibration.slope,
+        "fetch_ms_per_mib": calibration.fetch_ms_per_mib,
         "margin": calibration.margin,
         "reference_error_percent": calibration.mape_percent,
     }

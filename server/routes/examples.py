@@ -37,7 +37,7 @@ EDGE: Json = {
 }
 CALIBRATION: Json = {
     "revision": 1,
-    "overhead_ms": 0.0,
+    "fetch_ms_per_mib": 0.0,
     "slope": 1.21,
     "drift": 1.0,
     "margin": 0.034,

@@ -8,38 +8,94 @@ from pydantic import ValidationError
 
 from lookup_tables.calibration import SPREAD_FLOOR, Calibration, Point, Source, fit
 from lookup_tables.errors import InvalidCalibration
+from nas.macs import weights_mib
 from tests.lookup_tables.results import BLOCKS
 
 MS = st.floats(1e-3, 1e5)
 POINTS = st.lists(
-    st.builds(Point, label=st.sampled_from("abcdef"), sum_ms=MS, measured_ms=MS, source=st.sampled_from(Source)),
+    st.builds(
+        Point,
+        label=st.sampled_from("abcdef"),
+        sum_ms=MS,
+        weights_mib=st.just(0.0) | MS,
+        measured_ms=MS,
+        source=st.sampled_from(Source),
+    ),
     min_size=1,
     max_size=9,
 )
 
 
-def reference(sum_ms: float, measured_ms: float) -> Point:
-    return Point(label=f"r{sum_ms}", sum_ms=sum_ms, measured_ms=measured_ms)
+def reference(sum_ms: float, measured_ms: float, weights_mib: float = 0) -> Point:
+    return Point(label=f"r{sum_ms}", sum_ms=sum_ms, weights_mib=weights_mib, measured_ms=measured_ms)
 
 
-def verification(sum_ms: float, measured_ms: float) -> Point:
-    return Point(label=f"v{sum_ms}", sum_ms=sum_ms, measured_ms=measured_ms, source=Source.VERIFICATION)
+def verification(sum_ms: float, measured_ms: float, weights_mib: float = 0) -> Point:
+    return reference(sum_ms, measured_ms, weights_mib).model_copy(
+        update={"label": f"v{sum_ms}", "source": Source.VERIFICATION}
+    )
 
 
-def bound_ms(calibration: Calibration, sum_ms: float) -> float:
-    return calibration.slope * (1 + calibration.margin) * sum_ms
+def bound_ms(calibration: Calibration, sum_ms: float, weights_mib: float = 0) -> float:
+    return calibration.slope * (1 + calibration.margin) * (sum_ms + calibration.fetch_ms_per_mib * weights_mib)
 
 
 def test_an_exact_ratio_is_found_exactly() -> None:
     calibration = fit([reference(sum_ms, 1.25 * sum_ms) for sum_ms in (3.0, 10.0, 44.0)])
     assert calibration.slope == pytest.approx(1.25)
-    assert (calibration.overhead_ms, calibration.revision) == (0, 1)
+    assert (calibration.fetch_ms_per_mib, calibration.revision) == (0, 1)
     assert calibration.residuals == pytest.approx((0, 0, 0))
     assert calibration.mape_percent == pytest.approx(0)
 
 
 def test_the_scale_is_a_geometric_mean() -> None:
     assert fit([reference(10, 20), reference(10, 5)]).slope == pytest.approx(1)
+
+
+def test_the_time_to_fetch_weights_is_found_exactly() -> None:
+    networks = [(3.0, 2.0), (10.0, 30.0), (20.0, 11.0), (44.0, 60.0)]
+    calibration = fit([reference(sum_ms, 1.1 * (sum_ms + 0.04 * mib), mib) for sum_ms, mib in networks])
+    assert calibration.fetch_ms_per_mib == pytest.approx(0.04, rel=1e-3)
+    assert calibration.slope == pytest.approx(1.1, rel=1e-4)
+    assert calibration.residuals == pytest.approx((0, 0, 0, 0), abs=1e-4)
+    model = calibration.latency_model(dict.fromkeys(BLOCKS, 2.0))
+    assert model.predict_ms(BLOCKS) == pytest.approx(1.1 * (2 * len(BLOCKS) + 0.04 * weights_mib(BLOCKS)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        pytest.param([(3.0, 2.0), (10.0, 30.0), (20.0, 11.0)], id="three networks cannot tell"),
+        pytest.param([(3.0, 0.0), (10.0, 0.0), (20.0, 0.0), (44.0, 0.0)], id="no weights"),
+        pytest.param([(3.0, 1.5), (10.0, 5.0), (20.0, 10.0), (44.0, 22.0)], id="weights in step with the sums"),
+    ],
+)
+def test_without_networks_that_tell_the_slope_carries_the_fetching(networks: list[tuple[float, float]]) -> None:
+    points = [reference(sum_ms, sum_ms + 0.04 * mib, mib) for sum_ms, mib in networks]
+    calibration = fit(points)
+    assert calibration.fetch_ms_per_mib == 0
+    assert math.log(calibration.slope) == pytest.approx(np.mean([point.log_ratio(0) for point in points]))
+
+
+def test_fetching_that_would_widen_the_margin_is_left_out() -> None:
+    noise = (1.03, 0.97, 1.0, 0.97, 1.03)
+    points = [
+        reference(sum_ms, sum_ms * factor, mib)
+        for sum_ms, mib, factor in zip((3, 10, 20, 30, 44), (9, 10, 60, 30, 22), noise, strict=True)
+    ]
+    assert fit(points).fetch_ms_per_mib == 0
+
+
+def test_the_margin_halves_where_weights_explain_the_spread_and_still_holds() -> None:
+    rng = np.random.default_rng(3)
+    sums, mib = rng.uniform(2, 20, 200), rng.uniform(1, 60, 200)
+    measured = 1.1 * (sums + 0.05 * mib) * np.exp(rng.normal(0, 0.01, 200))
+    networks = list(zip(sums, measured, mib, strict=True))
+    calibration = fit([reference(*network) for network in networks[:6]])
+    kept = sum(one <= bound_ms(calibration, sum_ms, weights) for sum_ms, one, weights in networks[6:])
+    plain = fit([reference(sum_ms, one) for sum_ms, one, _ in networks[:6]])
+    assert calibration.margin < plain.margin / 2
+    assert kept / 194 > 0.9
 
 
 @pytest.mark.parametrize(
@@ -80,20 +136,17 @@ def test_a_fit_is_always_usable_and_ignores_the_order(points: list[Point], confi
     assert calibration.margin >= 0
     assert math.isfinite(calibration.margin)
     assert fit(points[::-1], confidence=confidence) == calibration
-    low, high = min(map(ratio, points)), max(map(ratio, points))
-    assert low * (1 - 1e-9) <= calibration.slope <= high * (1 + 1e-9)
+    assert calibration.fetch_ms_per_mib >= 0
+    assert min(calibration.residuals) <= 1e-9
+    assert max(calibration.residuals) >= -1e-9
 
 
-def ratio(point: Point) -> float:
-    return point.measured_ms / point.sum_ms
-
-
-@given(POINTS, MS, MS)
+@given(POINTS, MS, MS, MS)
 def test_a_config_that_missed_is_never_predicted_to_meet_it_again(
-    points: list[Point], sum_ms: float, measured_ms: float
+    points: list[Point], sum_ms: float, measured_ms: float, weights: float
 ) -> None:
-    corrected = fit(points).corrected(verification(sum_ms, measured_ms))
-    assert bound_ms(corrected, sum_ms) >= measured_ms * (1 - 1e-9)
+    corrected = fit(points).corrected(verification(sum_ms, measured_ms, weights))
+    assert bound_ms(corrected, sum_ms, weights) >= measured_ms * (1 - 1e-9)
     assert corrected.revision == 2
     assert len(corrected.points) == len(points) + 1
 

@@ -32,9 +32,14 @@ def filled(store: TableStore, name: str = "laptop") -> str:
             late=index == 1,
         )
     edition = store.publish(name, ONE_THREAD, BLOCKS, now=minutes(9))
-    first = fit([Point(label="a", sum_ms=1 / 3, measured_ms=0.4), Point(label="b", sum_ms=2, measured_ms=2.5)])
+    first = fit(
+        [
+            Point(label="a", sum_ms=1 / 3, weights_mib=1, measured_ms=0.4),
+            Point(label="b", sum_ms=2, weights_mib=1, measured_ms=2.5),
+        ]
+    )
     store.add_calibration(edition, first, now=NOON)
-    corrected = first.corrected(Point(label="c", sum_ms=1, measured_ms=1.4, source=Source.VERIFICATION))
+    corrected = first.corrected(Point(label="c", sum_ms=1, weights_mib=1, measured_ms=1.4, source=Source.VERIFICATION))
     store.add_calibration(edition, corrected, now=NOON)
     return edition
 

@@ -280,7 +280,7 @@ def test_numbers_cannot_be_changed_or_deleted_even_by_hand(
 ) -> None:
     record_all(store)
     edition = store.publish("laptop", ONE_THREAD, BLOCKS, now=NOON)
-    store.add_calibration(edition, fit([Point(label="a", sum_ms=10, measured_ms=11)]), now=NOON)
+    store.add_calibration(edition, fit([Point(label="a", sum_ms=10, weights_mib=1, measured_ms=11)]), now=NOON)
     column = {"measurements": "hot_ms", "editions": "created_at", "rows": "latency_ms", "calibrations": "slope"}[table]
     with (
         pytest.raises(DatabaseError, match=f"{table} is append-only: add a new record instead"),
@@ -331,8 +331,15 @@ def test_calibrations_are_revisions_that_never_change(store: TableStore) -> None
     edition = store.publish("laptop", ONE_THREAD, BLOCKS, now=NOON)
     with pytest.raises(InvalidCalibration, match=f"edition {edition} has no calibration: profile the device again"):
         store.calibration(edition)
-    first = fit([Point(label="a", sum_ms=10, measured_ms=11), Point(label="b", sum_ms=20, measured_ms=23)])
-    second = first.corrected(Point(label="c", sum_ms=15, measured_ms=18, source=Source.VERIFICATION, measurement="m"))
+    first = fit(
+        [
+            Point(label="a", sum_ms=10, weights_mib=1, measured_ms=11),
+            Point(label="b", sum_ms=20, weights_mib=1, measured_ms=23),
+        ]
+    )
+    second = first.corrected(
+        Point(label="c", sum_ms=15, weights_mib=1, measured_ms=18, source=Source.VERIFICATION, measurement="m")
+    )
     for calibration in (first, second, first):
         store.add_calibration(edition, calibration, now=NOON)
     assert store.calibration(edition) == second

@@ -5,17 +5,20 @@ import pytest
 from nas.budgets import Budget
 from nas.errors import InvalidBudget, MissingBlocks
 from nas.latency import LatencyModel
+from nas.macs import parameters
 from nas.space import SearchSpace
 from tests.planted_space import planted_latency
 
 
-def test_prediction_is_overhead_plus_slope_times_the_sum_with_repeats(space: SearchSpace) -> None:
+def test_prediction_is_slope_times_rows_and_fetching_with_repeats(space: SearchSpace) -> None:
     block = space.blocks(space.largest())[0]
-    model = LatencyModel({block: 2.0}, overhead_ms=0.5, slope=1.5, margin=0.1)
-    assert model.predict_ms([block, block]) == pytest.approx(6.5)
-    assert model.bound_ms([block, block]) == pytest.approx(7.15)
-    assert model.holds(6.5, 7.16)
-    assert not model.holds(6.5, 7.14)
+    mib = 4 * parameters(block) / 2**20
+    model = LatencyModel({block: 2.0}, fetch_ms_per_mib=0.5 / mib, slope=1.2, margin=0.1)
+    assert model.block_ms(block) == pytest.approx(2.5)
+    assert model.predict_ms([block, block]) == pytest.approx(6.0)
+    assert model.bound_ms([block, block]) == pytest.approx(6.6)
+    assert model.holds(6.0, 6.61)
+    assert not model.holds(6.0, 6.59)
 
 
 def test_each_row_missed_in_turn_is_named_and_never_counts_as_zero(space: SearchSpace) -> None:

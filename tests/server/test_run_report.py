@@ -44,7 +44,7 @@ def served_rows(latency: LatencyModel) -> list[dict[str, Any]]:
 
 def test_the_latency_model_comes_back_from_served_rows(space: SearchSpace) -> None:
     latency = planted_latency(space, 2, margin=0.05)
-    table = {"calibration": {"revision": 1, "overhead_ms": 0.02, "slope": 1.1, "margin": 0.05}}
+    table = {"calibration": {"revision": 1, "fetch_ms_per_mib": 0.03, "slope": 1.1, "margin": 0.05}}
 
     assert latency_model(served_rows(latency), table) == latency
 

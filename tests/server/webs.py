@@ -89,4 +89,4 @@ def calibration(space: SearchSpace) -> Calibration:
     """Fit to three networks that take just the sum of their blocks."""
     networks = {"largest": space.largest(), "smallest": space.smallest()}
     sums = {name: sum(map(block_ns, space.blocks(config))) / 1e6 for name, config in networks.items()}
-    return fit([Point(label=name, sum_ms=ms, measured_ms=ms) for name, ms in sums.items()])
+    return fit([Point(label=name, sum_ms=ms, weights_mib=1, measured_ms=ms) for name, ms in sums.items()])

@@ -216,7 +216,7 @@ def _create_tables() -> None:
         "calibrations",
         sa.Column("edition_id", sa.String(), nullable=False),
         sa.Column("revision", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("overhead_ms", sa.Double(), nullable=False),
+        sa.Column("fetch_ms_per_mib", sa.Double(), nullable=False),
         sa.Column("slope", sa.Double(), nullable=False),
         sa.Column("drift", sa.Double(), nullable=False),
         sa.Column("margin", sa.Double(), nullable=False),
@@ -225,7 +225,7 @@ def _create_tables() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("revision >= 1", name=op.f("ck_calibrations_revision")),
         sa.CheckConstraint(
-            "slope > 0 AND drift > 0 AND margin >= 0 AND overhead_ms >= 0", name=op.f("ck_calibrations_numbers")
+            "slope > 0 AND drift > 0 AND margin >= 0 AND fetch_ms_per_mib >= 0", name=op.f("ck_calibrations_numbers")
         ),
         sa.ForeignKeyConstraint(["edition_id"], ["editions.id"], name="fk_calibrations_edition_id"),
         sa.PrimaryKeyConstraint("edition_id", "revision", name="pk_calibrations"),
