@@ -109,10 +109,10 @@ class TaskAnswer(Answer):
 
 
 class CalibrationAnswer(Answer):
-    """How sums of rows become times of whole networks."""
+    """How rows become the time of a whole network: slope * (sum of rows + fetch_ms_per_mib * MiB of weights)."""
 
     revision: int
-    fetch_ms_per_mib: float
+    fetch_ms_per_mib: float = Field(description="Time to fetch a MiB of weights, 0 where it does not show.")
     slope: float
     drift: float = Field(description="Part of the slope that is drift: 1 is the device as it was first measured.")
     margin: float

@@ -124,7 +124,8 @@ def make_dataset(
 
 def draw_image(size: int, rng: np.random.Generator) -> tuple[Pixels, list[Shape]]:
     """Draw one image (size, size, 3) and list its 1 to 4 objects, all at least 60 % visible."""
-    ground = _texture(size, TEXTURES[int(rng.integers(0, len(TEXTURES)))], GROUND_RELIEF, rng)
+    colours, pattern = _texture(size, TEXTURES[int(rng.integers(0, len(TEXTURES)))], GROUND_RELIEF, rng)
+    ground = colours[pattern]
     canvas = ground.copy()
     shapes: list[Shape] = []
     wanted = int(rng.integers(1, MAX_OBJECTS + 1))
@@ -132,7 +133,7 @@ def draw_image(size: int, rng: np.random.Generator) -> tuple[Pixels, list[Shape]
         shape = _place(size, shapes, rng)
         if shape is not None:
             shapes.append(shape)
-            canvas[shape.mask] = _contrasting(size, ground, shape, rng)[shape.mask]
+            canvas[shape.mask] = _contrasting(size, ground, shape, rng)
     return _with_noise(canvas, rng), shapes
 
 
@@ -275,23 +276,29 @@ def _box_iou(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
 
 
 def _contrasting(size: int, ground: Pixels, shape: Shape, rng: np.random.Generator) -> Pixels:
-    """Draw textures of the shape's class until one differs from the ground behind it; the last stands after ten."""
+    """Draw textures of the shape's class until one differs from the ground behind it; the last stands after ten.
+
+    Return the colours of the shape's pixels (pixels, 3).
+    """
     behind = ground[shape.mask].mean(axis=0)
     for _ in range(10):
-        texture = _texture(size, TEXTURES[shape.category - 1], OBJECT_RELIEF, rng)
-        if np.abs(texture[shape.mask].mean(axis=0) - behind).sum() >= MIN_CONTRAST:
+        colours, pattern = _texture(size, TEXTURES[shape.category - 1], OBJECT_RELIEF, rng)
+        pixels: Pixels = colours[pattern[shape.mask]]
+        if np.abs(pixels.mean(axis=0) - behind).sum() >= MIN_CONTRAST:
             break
-    return texture
+    return pixels
 
 
-def _texture(size: int, name: str, relief: tuple[int, int], rng: np.random.Generator) -> Pixels:
-    """Draw two colours that differ by `relief` in each channel and mix them by a pattern: (size, size, 3)."""
+def _texture(size: int, name: str, relief: tuple[int, int], rng: np.random.Generator) -> tuple[Pixels, Weights]:
+    """Draw two colours that differ by `relief` in each channel, and the pattern by which they are mixed.
+
+    Return the 256 mixtures (256, 3), and which of them stands at each pixel (size, size).
+    """
     one = rng.integers(20, 236, size=3).astype(np.int32)
     step = rng.integers(relief[0], relief[1] + 1, size=3).astype(np.int32) * rng.choice((-1, 1), size=3)
     other = np.where((one + step < 0) | (one + step > 255), one - step, one + step)
-    weight = _pattern(size, name, rng)[..., None]
-    texture: Pixels = ((one * 256 + (other - one) * weight) >> 8).astype(np.uint8)
-    return texture
+    colours = ((one * 256 + (other - one) * np.arange(256)[:, None]) >> 8).astype(np.uint8)
+    return colours, _pattern(size, name, rng)
 
 
 def _pattern(size: int, name: str, rng: np.random.Generator) -> Weights:

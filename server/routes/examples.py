@@ -37,8 +37,8 @@ EDGE: Json = {
 }
 CALIBRATION: Json = {
     "revision": 1,
-    "fetch_ms_per_mib": 0.0,
-    "slope": 1.21,
+    "fetch_ms_per_mib": 0.038,
+    "slope": 1.06,
     "drift": 1.0,
     "margin": 0.034,
     "confidence": 0.9,
