@@ -132,7 +132,7 @@ def train(
 ) -> None:
     """Train a supernet and read the importance of each choice.
 
-    Example: `heatnas train --space heatdetr-nano --steps 400`
+    Example: `heatnas train --space heatdetr-nano --steps 320`
     """
     parameters = {"space": space, "seed": seed, "noise": noise} | _given(steps=steps, images=images)
     with connect(server, token, data) as client:

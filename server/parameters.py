@@ -36,7 +36,9 @@ class TrainParameters(Parameters):
 
     space: str = Field("heatdetr-nano", description=f"Search space: one of {', '.join(SPACE_NAMES)}.")
     images: int = Field(1200, ge=8, le=100_000, description="Training images that are drawn.")
-    steps: int = Field(400, ge=1, le=1_000_000, description="Optimiser steps.")
+    steps: int = Field(
+        320, ge=1, le=1_000_000, description="Optimiser steps of the weights; half as many follow for r."
+    )
     seed: Seed = 0
     noise: Literal["gumbel", "uniform"] = Field(
         "gumbel", description="Noise on the logits; the paper prints U(0, 1) and calls it Gumbel (eq. 8)."

@@ -21,7 +21,7 @@ from tests.supernet.block_samples import NANO
 from tests.supernet.tiny_space import TINY, tiny_data
 
 SETTINGS = TrainSettings(
-    steps=8, batch=4, mixture_every=2, ranking_steps=2, checkpoint_seconds=0, logits_frozen=0.25, learning_rate=1e-3
+    steps=6, batch=4, mixture_every=2, ranking_steps=2, checkpoint_seconds=0, logits_share=0.3, learning_rate=1e-3
 )
 
 
@@ -66,7 +66,7 @@ def test_the_result_is_bound_to_its_file(whole: tuple[TrainedSupernet, list[Prog
     assert [file.name for file in trained.checkpoint.parent.iterdir()] == ["supernet.safetensors"]
     provenance = trained.importance.check(TINY).provenance
     assert provenance.checkpoint_sha256 == trained.sha256
-    assert (provenance.seed, provenance.steps, provenance.noise) == (0, 8, "gumbel")
+    assert (provenance.seed, provenance.steps, provenance.noise) == (0, 6, "gumbel")
     assert provenance.data.startswith("data ")
     assert provenance.data.endswith(CocoDataset(data, "train", image=(64, 64)).content_sha256[:16])
     assert trained.metrics.images == 4
@@ -82,7 +82,7 @@ def test_weights_and_logits_have_moved(whole: tuple[TrainedSupernet, list[Progre
         assert torch.equal(weight, dict(fresh.named_parameters())[name]) is idle, name
 
 
-@pytest.mark.parametrize("plug", [1, 6])
+@pytest.mark.parametrize("plug", [1, 4, 8])
 def test_an_interrupted_training_ends_with_the_same_bits(
     whole: tuple[TrainedSupernet, list[Progress]], data: Path, tmp_path: Path, plug: int
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_folder_of_another_run_is_refused_unless_told_to_start_over(data: Path
     over = train_supernet(
         TINY, data, tmp_path, settings=SETTINGS.model_copy(update={"steps": 2}), progress=lambda _: None, resume=False
     )
-    assert load_checkpoint(over.checkpoint)[1].step == 2
+    assert load_checkpoint(over.checkpoint)[1].step == 3
 
 
 def test_another_space_is_refused(data: Path, tmp_path: Path) -> None:
@@ -139,9 +139,27 @@ def test_another_space_is_refused(data: Path, tmp_path: Path) -> None:
         )
 
 
-def test_r_stays_frozen_at_first(data: Path, tmp_path: Path) -> None:
-    frozen = _train(data, tmp_path, steps=2, logits_frozen=1.0)
-    assert frozen.importance.stages[0].slots == ({Kind.REP_CNN: 0, Kind.WMSA: 0, Kind.IDENTITY: 0},)
+def test_first_the_weights_move_then_r_alone(
+    whole: tuple[TrainedSupernet, list[Progress]], data: Path, tmp_path: Path
+) -> None:
+    weights_only = load_supernet(_train(data, tmp_path, logits_share=0.0).checkpoint)
+    for (name, weight), (_, settled) in zip(
+        weights_only.named_parameters(), load_supernet(whole[0].checkpoint).named_parameters(), strict=True
+    ):
+        if name.startswith("logits"):
+            assert not weight.any(), name
+        else:
+            assert torch.equal(weight, settled), name
+
+
+@pytest.mark.parametrize(("steps", "total"), [(1, 2), (7, 11), (320, 480)])
+def test_r_has_half_as_many_steps_and_at_least_one(steps: int, total: int) -> None:
+    assert TrainSettings(steps=steps).total_steps == total
+
+
+def test_each_step_of_r_has_the_same_length(whole: tuple[TrainedSupernet, list[Progress]]) -> None:
+    logits = torch.cat([*load_supernet(whole[0].checkpoint).architecture_parameters()])
+    assert 0 < logits.norm().item() <= 2 * SETTINGS.logits_learning_rate
 
 
 def test_a_diverging_loss_stops_the_training(data: Path, tmp_path: Path) -> None:
