@@ -37,7 +37,7 @@ class TrainParameters(Parameters):
     space: str = Field("heatdetr-nano", description=f"Search space: one of {', '.join(SPACE_NAMES)}.")
     images: int = Field(1200, ge=8, le=100_000, description="Training images that are drawn.")
     steps: int = Field(
-        320, ge=1, le=1_000_000, description="Optimiser steps of the weights; half as many follow for r."
+        320, ge=1, le=1_000_000, description="Optimiser steps of the weights; a third as many follow for r."
     )
     seed: Seed = 0
     noise: Literal["gumbel", "uniform"] = Field(

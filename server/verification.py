@@ -61,20 +61,19 @@ def verify(
     return found
 
 
-def learn(context: Context, problem: Problem, solution: Solution, verified: Json) -> int:
+def learn(context: Context, problem: Problem, solution: Solution, calibration: Calibration, verified: Json) -> int:
     """Bring the table's newest calibration up to what a verification has shown; return its revision.
 
-    A missed answer becomes one more point. The drift that its references showed goes into the scale either way. Jobs
-    that learn about the same table at the same time build on each other. Asked again, it finds what it did.
+    A missed answer becomes one more point, and all the drift that its references showed goes into the slope; of an
+    answer that met its target a part of the drift does. Jobs that learn about the same table at the same time build on
+    each other. Asked again, it finds what it did.
     """
     edition = problem.table.edition
     for attempt in range(ATTEMPTS):
         newest = context.tables.calibration(edition)
         if any(point.measurement == verified["measurement"] for point in newest.points):
             return newest.revision
-        drift = None if verified["drift_percent"] is None else 1 + verified["drift_percent"] / 100
-        points = [] if verified["met"] else [_missed(problem, solution, verified, drift or newest.drift)]
-        corrected = newest.corrected(*points, drift=drift)
+        corrected = _corrected(problem, solution, calibration, verified, newest)
         if corrected is newest:
             return newest.revision
         try:
@@ -91,16 +90,24 @@ def learn(context: Context, problem: Problem, solution: Solution, verified: Json
     return corrected.revision
 
 
-def _missed(problem: Problem, solution: Solution, verified: Json, drift: float) -> Point:
-    return Point.of(
+def _corrected(
+    problem: Problem, solution: Solution, calibration: Calibration, verified: Json, newest: Calibration
+) -> Calibration:
+    drift = None if verified["drift_percent"] is None else 1 + verified["drift_percent"] / 100
+    if verified["met"]:
+        # From the drift it was predicted with, not from the newest: asked again, the next drift is the same.
+        settled = calibration.drift if drift is None else calibration.settled_drift(drift)
+        return newest if settled in {calibration.drift, newest.drift} else newest.corrected(drift=settled)
+    missed = Point.of(
         solution.config.id,
         problem.space.blocks(solution.config),
         problem.table,
         verified["measured_ms"],
         source=Source.VERIFICATION,
-        drift=drift,
+        drift=drift or newest.drift,
         measurement=verified["measurement"],
     )
+    return newest.corrected(missed, drift=drift)
 
 
 def _deploy(context: Context, problem: Problem, config: Config) -> Json:

@@ -75,7 +75,7 @@ class TrainSettings(Value):
     weight_decay: float = Field(default=0.05, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_norm: float = Field(default=5.0, gt=0)
-    logits_share: float = Field(default=0.5, ge=0)
+    logits_share: float = Field(default=0.35, ge=0)
     logits_learning_rate: float = Field(default=5e-2, ge=0)
     logits_temperature: float = Field(default=0.25, gt=0)
     temperatures: tuple[float, float] = (5.0, 0.5)

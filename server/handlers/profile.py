@@ -137,7 +137,9 @@ def _calibrate(
     now_ms = {config.id: context.measured_ms(measured[network_key(config)]) for config in references}
     known = context.tables.calibrations(edition)
     if known:
-        calibration = known[-1].corrected(drift=known[-1].drift_of(now_ms))
+        drift = known[-1].drift_of(now_ms)
+        settled = known[-1].drift if drift is None else known[-1].settled_drift(drift, share=1)
+        calibration = known[-1] if settled == known[-1].drift else known[-1].corrected(drift=settled)
     else:
         table = context.tables.load(edition)
         points = [

@@ -171,9 +171,24 @@ def test_drift_moves_the_scale_and_nothing_else() -> None:
     assert drifted.corrected(drift=1.0).slope == pytest.approx(calibration.slope)
 
 
-@pytest.mark.parametrize(("drift", "revision"), [(None, 1), (1.0, 1), (1.019, 1), (0.981, 1), (1.021, 2), (0.979, 2)])
-def test_drift_within_the_noise_makes_no_revision(drift: float | None, revision: int) -> None:
-    assert fit([reference(10, 11)]).corrected(drift=drift).revision == revision
+@pytest.mark.parametrize("seen", [1.0, 1.019, 0.981])
+def test_drift_within_the_noise_leaves_the_prediction_alone(seen: float) -> None:
+    assert fit([reference(10, 11)]).settled_drift(seen) == 1
+
+
+@pytest.mark.parametrize(("seen", "settled"), [(1.021, 1.00521), (1.2**4, 1.2), (0.979, 0.99471), (0.8**4, 0.8)])
+def test_a_prediction_goes_a_quarter_of_the_way_of_what_was_seen(seen: float, settled: float) -> None:
+    calibration = fit([reference(10, 11)])
+    assert calibration.settled_drift(seen) == pytest.approx(settled, abs=1e-5)
+    assert calibration.settled_drift(seen, share=1) == pytest.approx(seen)
+
+
+def test_drift_that_lasts_is_learned_in_time() -> None:
+    calibration = fit([reference(10, 11)])
+    for _ in range(5):
+        calibration = calibration.corrected(drift=calibration.settled_drift(1.1))
+    assert calibration.drift == pytest.approx(1.1 ** (1 - 0.75**5))
+    assert calibration.settled_drift(1.0) < calibration.drift
 
 
 def test_a_miss_on_a_drifted_device_is_compared_without_its_drift() -> None:

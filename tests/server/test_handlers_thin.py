@@ -159,7 +159,7 @@ def test_the_last_allowed_round_reports_by_how_much_it_missed(bench: Bench) -> N
     assert (newest.revision, newest.points[-1].label) == (2, first["config_id"])
 
 
-def test_drift_that_an_answer_shows_goes_into_the_next_prediction(bench: Bench) -> None:
+def test_a_quarter_of_the_drift_that_an_answer_shows_goes_into_the_next_prediction(bench: Bench) -> None:
     parameters = asked(bench, share=0.5)
     bench.drift = 0.9  # everything is faster than when the table was made
     first_context, second_context = started(bench, parameters), started(bench, parameters)
@@ -169,10 +169,23 @@ def test_drift_that_an_answer_shows_goes_into_the_next_prediction(bench: Bench) 
     (before,), (after,) = first["rounds"], second["rounds"]
     assert before["drift_percent"] == pytest.approx(-10, abs=0.1)
     assert before["error_percent"] == pytest.approx(100 * (1 / 0.9 - 1), abs=0.5)
-    assert (after["calibration_revision"], after["error_percent"]) == (2, pytest.approx(0, abs=0.5))
-    newest = second_context.tables.calibration(first["edition"])
-    assert (newest.revision, len(newest.points)) == (2, 4)
-    assert newest.drift == pytest.approx(0.9, abs=1e-3)
+    assert after["calibration_revision"] == 2
+    assert after["error_percent"] == pytest.approx(100 * (0.9**0.25 / 0.9 - 1), abs=0.5)
+    drifts = [found.drift for found in second_context.tables.calibrations(first["edition"])]
+    assert drifts == pytest.approx([1, 0.9**0.25, 0.9 ** (1 - 0.75**2)], abs=1e-3)
+    assert len(second_context.tables.calibration(first["edition"]).points) == 4
+
+
+def test_all_of_the_drift_that_a_miss_shows_goes_into_the_next_round(bench: Bench) -> None:
+    parameters = asked(bench, share=0.5)
+    bench.drift = 1.3
+    context = started(bench, parameters)
+    with bench.agent():
+        first, second = thin(context, parameters)["rounds"]
+    assert (first["met"], second["met"]) == (False, True)
+    assert second["error_percent"] == pytest.approx(0, abs=0.5)
+    newest = context.tables.calibration(parameters.edition or context.tables.editions(device=DEVICE)[0].id)
+    assert (newest.revision, newest.drift) == (2, pytest.approx(1.3, abs=1e-3))
 
 
 def test_a_target_that_a_correction_puts_out_of_reach_is_missed_with_the_reason(bench: Bench) -> None:
@@ -247,9 +260,21 @@ def test_jobs_that_correct_one_table_build_on_each_other(bench: Bench) -> None:
     solution = problem.solve(context.tables.calibration(edition))
     missed = {"measured_ms": 2 * solution.latency_ms, "met": False, "drift_percent": None}
     found = [{**missed, "measurement": f"{number}" * 64} for number in (1, 2)]
-    assert [learn(context, problem, solution, one) for one in found] == [2, 3]
-    assert [learn(context, problem, solution, one) for one in found] == [3, 3]
+    first = context.tables.calibration(edition)
+    assert [learn(context, problem, solution, first, one) for one in found] == [2, 3]
+    assert [learn(context, problem, solution, first, one) for one in found] == [3, 3]
     assert len(context.tables.calibration(edition).points) == 4 + 2
+
+
+def test_a_worker_that_died_while_learning_of_drift_learns_it_once(bench: Bench) -> None:
+    parameters = asked(bench)
+    context = started(bench, parameters)
+    edition = context.tables.editions(device=DEVICE)[0].id
+    problem = Problem(parameters, find_supernet(bench.database, "train-0"), context.tables.load(edition))
+    first = context.tables.calibration(edition)
+    met = {"measured_ms": 1.0, "met": True, "drift_percent": 8.0, "measurement": "1" * 64}
+    assert [learn(context, problem, problem.solve(first), first, met) for _ in range(3)] == [2, 2, 2]
+    assert context.tables.calibration(edition).drift == pytest.approx(1.08**0.25)
 
 
 @pytest.mark.parametrize(
