@@ -4,8 +4,8 @@ Every unfinished item is visited once per round, in a new random order each roun
 then hits all items alike. A visit is one cold run (private caches emptied just before) and a few hot ones. An item is
 finished when it was measured for long enough and the confidence interval of its hot median is narrow enough, or when
 its runs are used up. One item of the group
-also serves as the reference: it is run between the rounds, and a round with a reference more than 5 % off its median on
-either side is thrown away and repeated. Clock, randomness and eviction are passed in.
+also serves as the reference: it is run between the rounds, and a round with a slow reference on either side is thrown
+away and repeated. Clock, randomness and eviction are passed in.
 """
 
 import math
@@ -31,13 +31,17 @@ WARMUP_CAP_BLOCKS = 15
 WARMUP_CAP_NS = 1_000_000_000
 """... or after this many times the policy's warm-up runs, or this long, whichever comes first."""
 
-REFERENCE_TOLERANCE = 0.05
+REFERENCE_TOLERANCE = 0.1
+"""A reference this much above its usual time tells of a disturbance. Usual is the lower quartile: where
+neighbours slow a machine down by a quarter for half of the time (seen on a shared one), the median jumps between two
+speeds. On a quiet stretch there, the quartiles of single runs lay 4.5 % below and above their median."""
+
 REFERENCE_RUNS = 3
 REFERENCE_PRIMING = 3
 """Readings of the reference before the first round: without them the first rounds had nothing to be judged by."""
 REFERENCE_MAX_NS = 5_000_000
 MAX_REJECTED_ROUNDS = 10
-MAX_REJECTED_SHARE = 0.25
+MAX_REJECTED_SHARE = 0.6
 """A machine that is never quiet is measured as it is after this many repeats, or after this share of all rounds where
 those are many; the context says how many there were."""
 
@@ -234,11 +238,11 @@ class _Group:
         return _Visit(item, cold, [time_run(item.run, self._clock, repeats=item.repeats) for _ in range(hot)])
 
     def _is_disturbed(self) -> bool:
-        """Tell whether the reference was off before or after the round that has just ended."""
+        """Tell whether the reference was slow before or after the round that has just ended."""
         if not self._readings:
             return False
-        usual = median(self._readings)
-        return any(abs(reading - usual) > REFERENCE_TOLERANCE * usual for reading in self._readings[-2:])
+        usual = sorted(self._readings)[len(self._readings) // 4]
+        return max(self._readings[-2:]) > (1 + REFERENCE_TOLERANCE) * usual
 
     def _take(self, visit: _Visit) -> None:
         item, policy = visit.item, self._policy

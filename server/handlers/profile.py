@@ -23,7 +23,7 @@ T = TypeVar("T")
 EXPORTED = 0.4
 """Share of the job that exporting makes up, the rest is measuring."""
 
-MAX_RUNS = 120
+MAX_RUNS = 80
 """Hot runs kept of a block at most."""
 
 DRAWN_PER_REFERENCE = 8

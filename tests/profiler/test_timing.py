@@ -211,19 +211,21 @@ def test_finished_item_is_handed_on_while_the_others_go_on() -> None:
 
 
 class DisturbedReference(Scripted):
-    """Takes 1 ms, but 2 ms while `is_disturbed`: the machine, seen through the reference."""
+    """Takes 1 ms, but another time while `is_disturbed`: the machine, seen through the reference."""
 
     is_disturbed = False
+    disturbed_ns = 2 * MS
 
     def run(self) -> None:
         self._log.append(self._name)
-        self._clock.now += 2 * MS if self.is_disturbed else MS
+        self._clock.now += self.disturbed_ns if self.is_disturbed else MS
 
 
-def disturbed_bench(disturbed_rounds: set[int]) -> Bench:
+def disturbed_bench(disturbed_rounds: set[int], disturbed_ns: int) -> Bench:
     """Two items; the reference (the slower one) is slow in some rounds, counted by the visits of the other."""
     bench = Bench()
     reference = DisturbedReference("reference", bench.clock, repeat(MS), bench.log)
+    reference.disturbed_ns = disturbed_ns
     visits = 0
     bench.sessions["reference"] = reference
     bench.sessions["other"] = Scripted("other", bench.clock, repeat(MS // 2), bench.log)
@@ -237,8 +239,10 @@ def disturbed_bench(disturbed_rounds: set[int]) -> Bench:
     return bench
 
 
-def measure_disturbed(disturbed_rounds: set[int], policy: Policy = POLICY) -> list[tuple[str, Timing, Context]]:
-    bench = disturbed_bench(disturbed_rounds)
+def measure_disturbed(
+    disturbed_rounds: set[int], policy: Policy = POLICY, disturbed_ns: int = 2 * MS
+) -> list[tuple[str, Timing, Context]]:
+    bench = disturbed_bench(disturbed_rounds, disturbed_ns)
     measure_group(
         bench.sessions,
         policy,
@@ -264,6 +268,20 @@ def test_round_with_the_reference_off_is_repeated_and_so_is_the_one_after_it() -
         assert context["rounds_rejected"] == 2.0
         assert timing.rounds == 2
         assert max(timing.hot_ns) == min(timing.hot_ns)
+
+
+def test_machine_that_is_slow_half_of_the_time_is_measured_while_it_is_not() -> None:
+    policy = POLICY.model_copy(update={"min_hot_runs": 50, "max_hot_runs": 50, "hot_runs_per_visit": 2})
+    for key, timing, context in measure_disturbed(set(range(10, 25)), policy, 5 * MS // 4):
+        assert context["rounds_rejected"] == 16.0
+        assert timing.rounds == 25
+        assert set(timing.hot_ns) == {MS if key == "reference" else MS // 2}
+
+
+@pytest.mark.parametrize("disturbed_ns", [MS // 2, 109 * MS // 100])
+def test_reference_that_is_faster_or_hardly_slower_tells_of_no_disturbance(disturbed_ns: int) -> None:
+    for _, _, context in measure_disturbed({1}, disturbed_ns=disturbed_ns):
+        assert context["rounds_rejected"] == 0.0
 
 
 def test_machine_that_is_never_quiet_is_measured_after_a_bounded_number_of_repeats() -> None:
