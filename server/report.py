@@ -21,6 +21,7 @@ class Answer:
         target_fps: what was asked for.
         predicted_fps: what the table said of the config handed over before it was measured.
         measured_fps: the shipped file measured whole, None without verification.
+        steady_error_pct: `error_pct` without the drift of the device since the prediction, None where it is unknown.
         ap50: of that same file on held-out images, 0 to 1, None without verification.
         gmacs: multiply-adds in units of 1e9.
         config_id: identity of the config.
@@ -32,6 +33,7 @@ class Answer:
     target_fps: float
     predicted_fps: float
     measured_fps: float | None
+    steady_error_pct: float | None
     ap50: float | None
     gmacs: float
     config_id: str
@@ -56,7 +58,7 @@ class Section:
     figure: go.Figure
 
 
-HEADER = ("target FPS", "predicted", "measured", "error %", "AP50", "GMACs", "config", "rounds", "met")
+HEADER = ("target FPS", "predicted", "measured", "error %", "steady %", "AP50", "GMACs", "config", "rounds", "met")
 
 
 def cells(answer: Answer) -> tuple[str, ...]:
@@ -66,6 +68,7 @@ def cells(answer: Answer) -> tuple[str, ...]:
         f"{answer.predicted_fps:.2f}",
         number(answer.measured_fps, ".2f"),
         number(answer.error_pct, "+.1f"),
+        number(answer.steady_error_pct, "+.1f"),
         number(answer.ap50, ".3f"),
         f"{answer.gmacs:.4f}",
         answer.config_id,

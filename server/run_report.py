@@ -70,6 +70,7 @@ def answer_of(result: Json) -> Answer:
         target_fps=result["target_fps"],
         predicted_fps=last["predicted_fps"],
         measured_fps=last.get("measured_fps"),
+        steady_error_pct=last.get("steady_error_percent"),
         ap50=last.get("ap50"),
         gmacs=result["gmacs"],
         config_id=result["config_id"],

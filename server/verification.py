@@ -56,7 +56,8 @@ def verify(
     ]
     timed = partial(measure, context, problem.parameters.device, items, share=(middle, last), round_=number)
     measured = context.step(f"measure {number}", timed)
-    found = _compared(context, problem, solution, deployed, measured) | _drift(context, calibration, measured)
+    found = _compared(context, problem, solution, deployed, measured)
+    found |= _drift(context, calibration, measured, found["error_percent"])
     context.tell("verified", _sentence(problem, found, number), found)
     return found
 
@@ -158,8 +159,12 @@ def _compared(context: Context, problem: Problem, solution: Solution, deployed: 
     }
 
 
-def _drift(context: Context, calibration: Calibration, measured: dict[str, str]) -> Json:
-    """Compare the references with what they took when they were first measured; None without any."""
+def _drift(context: Context, calibration: Calibration, measured: dict[str, str], error_percent: float) -> Json:
+    """Compare the references with what they took when they were first measured; None without any.
+
+    `steady_error_percent` is the error of the prediction with the drift taken out that came after it: what the table
+    got wrong, where `error_percent` has also what the device did meanwhile.
+    """
     now_ms = {key.removeprefix("network:"): context.measured_ms(one) for key, one in sorted(measured.items())}
     drift = calibration.drift_of(now_ms)
     return {
@@ -169,6 +174,9 @@ def _drift(context: Context, calibration: Calibration, measured: dict[str, str])
             if point.source is Source.REFERENCE and point.label in now_ms
         ],
         "drift_percent": None if drift is None else 100 * (drift - 1),
+        "steady_error_percent": (
+            None if drift is None else 100 * ((1 + error_percent / 100) * drift / calibration.drift - 1)
+        ),
     }
 
 

@@ -94,6 +94,7 @@ def test_an_answer_that_holds_is_met_in_the_first_round(bench: Bench) -> None:
     assert round_["bound_fps"] >= parameters.target_fps > 0
     assert len(round_["references"]) == 3
     assert round_["drift_percent"] == pytest.approx(0, abs=0.1)
+    assert round_["steady_error_percent"] == pytest.approx(0, abs=0.5)
     assert (result["supernet"], result["solver"], result["calibration_revision"]) == ("train-0", "thin_all_stages", 1)
     assert (round_["ap"], round_["ap50"]) == (0.25, 0.5)
     assert result["gap"] == pytest.approx(result["optimum"]["score"] - round_["score"])
@@ -171,6 +172,8 @@ def test_a_quarter_of_the_drift_that_an_answer_shows_goes_into_the_next_predicti
     assert before["error_percent"] == pytest.approx(100 * (1 / 0.9 - 1), abs=0.5)
     assert after["calibration_revision"] == 2
     assert after["error_percent"] == pytest.approx(100 * (0.9**0.25 / 0.9 - 1), abs=0.5)
+    for round_ in (before, after):
+        assert round_["steady_error_percent"] == pytest.approx(0, abs=0.5)
     drifts = [found.drift for found in second_context.tables.calibrations(first["edition"])]
     assert drifts == pytest.approx([1, 0.9**0.25, 0.9 ** (1 - 0.75**2)], abs=1e-3)
     assert len(second_context.tables.calibration(first["edition"]).points) == 4

@@ -12,6 +12,7 @@ ANSWER = Answer(
     target_fps=40.0,
     predicted_fps=42.0,
     measured_fps=41.0,
+    steady_error_pct=0.06,
     ap50=0.4567,
     gmacs=0.12345,
     config_id="0123456789abcdef",
@@ -27,6 +28,7 @@ def test_an_answer_is_written_under_its_header() -> None:
         "predicted": "42.00",
         "measured": "41.00",
         "error %": "-2.4",
+        "steady %": "+0.1",
         "AP50": "0.457",
         "GMACs": "0.1235",
         "config": "0123456789abcdef",
@@ -41,10 +43,10 @@ def test_error_is_positive_when_the_device_is_faster_than_predicted() -> None:
 
 
 def test_what_was_not_measured_is_missing_and_not_zero() -> None:
-    bare = replace(ANSWER, measured_fps=None, ap50=None, met=None)
+    bare = replace(ANSWER, measured_fps=None, steady_error_pct=None, ap50=None, met=None)
 
     assert bare.error_pct is None
-    assert cells(bare)[2:5] == ("-", "-", "-")
+    assert cells(bare)[2:6] == ("-", "-", "-", "-")
     assert cells(bare)[-1] == "-"
 
 

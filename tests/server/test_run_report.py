@@ -69,6 +69,7 @@ def thinned(space: SearchSpace, latency: LatencyModel, *, measured_fps: float | 
             "measured_ms": 1000 / measured_fps,
             "measured_fps": measured_fps,
             "error_percent": 100 * (measured_fps / round_["predicted_fps"] - 1),
+            "steady_error_percent": 1.5,
             "met": measured_fps >= budget.fps,
             "ap50": 0.25,
             "onnx_sha256": "ab" * 32,
@@ -99,7 +100,7 @@ def test_an_answer_shows_prediction_and_measurement_of_its_last_round(space: Sea
     answer = answer_of({**result, "rounds": [first, {**last, "round": 2}]})
 
     assert (answer.predicted_fps, answer.measured_fps, answer.rounds) == (last["predicted_fps"], 7.5, 2)
-    assert (answer.ap50, answer.met) == (0.25, last["met"])
+    assert (answer.ap50, answer.met, answer.steady_error_pct) == (0.25, last["met"], 1.5)
     assert answer.evidence["table edition"] == "edition-7"
     assert answer.evidence["importance"] == "supernet supernet-3: 0 steps on planted"
     assert answer.evidence["round 1"].endswith(
