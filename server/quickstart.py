@@ -179,8 +179,8 @@ def _facts(client: Client, edition: Json) -> dict[str, str]:
         "device": f"{device['cpu_model']}, {device['logical_cores']} cores, {device['system']}",
         "runtime": ", ".join(f"{name} {number}" for name, number in device["runtimes"].items()),
         "space": SPACE,
-        "calibration": f"slope {calibration['slope']:.4f}, margin {100 * calibration['margin']:.1f} %, "
-        f"{1000 * calibration['fetch_ms_per_mib']:.0f} us to fetch a MiB of weights",
+        "calibration": f"slope {calibration['slope']:.4f}, margin {100 * calibration['margin']:.1f} %, weights "
+        f"{1000 * calibration['fetch_ms_per_mib']:.0f} us/MiB",
     }
 
 

@@ -61,6 +61,13 @@ class Section:
 HEADER = ("target FPS", "predicted", "measured", "error %", "steady %", "AP50", "GMACs", "config", "rounds", "met")
 
 
+COLUMNS = (
+    "error %: how much faster (+) or slower (-) the file ran than predicted. steady %: the same without the drift that "
+    "reference networks, timed along with it, showed since the prediction. AP50: of that file, on held-out images."
+)
+"""How to read the table."""
+
+
 def cells(answer: Answer) -> tuple[str, ...]:
     """Write an answer under `HEADER`, for the report and for the console alike."""
     return (
@@ -91,6 +98,7 @@ def render(title: str, *, facts: Mapping[str, str], answers: Sequence[Answer], s
         _definitions(facts),
         "<h2>Answers</h2>",
         _table(HEADER, [cells(answer) for answer in answers]),
+        f"<p>{html.escape(COLUMNS)}</p>",
         "<h2>Evidence</h2>",
         *(_evidence(answer) for answer in answers),
         *(_section(index, section) for index, section in enumerate(sections)),
@@ -133,7 +141,7 @@ _STYLE = """
 :root { color-scheme: light dark; --ground: #ffffff; --ink: #1c2430; --soft: #5b6675; --line: #d8dde4; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14181f; --ink: #e6e9ee; --soft: #9aa4b2; --line: #333b47; } }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
+main { max-width: 66rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } p, dt { color: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .5rem 0; }
 dd { margin: 0; overflow-wrap: anywhere; } summary { cursor: pointer; padding: .4rem 0; }
