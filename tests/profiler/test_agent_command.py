@@ -82,7 +82,7 @@ def test_measure_as_json_is_a_whole_measurement(tmp_path: Path, graph: bytes) ->
     timing = Timing.model_validate_json(
         command("measure", str(path), "--seconds", "0", "--threads", "2", "--json").stdout
     )
-    assert 12 <= len(timing.hot_ns) <= 40
+    assert 40 <= len(timing.hot_ns) <= 400  # as a server has its answers measured
     assert timing.low_ms <= timing.hot_ms <= timing.high_ms
 
 
