@@ -15,8 +15,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import torch
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, nn
 
 from nas.blocks import Block, Kind, Layout
@@ -220,10 +225,30 @@ def _to_onnx(
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
+            optimize=False,
         )
     if program is None:
         raise TypeError("torch.onnx.export(dynamo=True) returned no program: install torch >= 2.10")
+    _simplify(program.model)
     return program.model_proto
+
+
+def _simplify(model: onnx_ir.Model) -> None:
+    """Do what the exporter's own optimiser does to these graphs.
+
+    It also tries a hundred rules that never fit here, on every node, and takes a third of an export for it.
+    """
+    fold_constants(model, onnx_shape_inference=True)
+    tidy = onnx_ir.passes.Sequential(
+        RewritePass([rules.no_op_cast_rule, rules.reshape_reshape_rule]),
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.NameFixPass(),
+    )
+    tidy(model)
 
 
 def _checked(
