@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from supernet.dataset import CocoDataset
+from supernet.dataset import CocoDataset, spread_evenly
 from supernet.evaluation import images_to_floats
+
+IMAGES = 128
+"""Images that statistics are estimated on."""
 
 
 @torch.no_grad()
@@ -17,20 +20,21 @@ def reestimate_batch_norm(
     module: nn.Module,
     data: CocoDataset,
     *,
-    batches: int = 8,
+    images: int = IMAGES,
     batch: int = 16,
     forward: Callable[[Tensor], Any] | None = None,
 ) -> None:
     """Replace the running statistics of the module by the mean over some batches of data; leave it in evaluation mode.
 
-    The batches are spread evenly over the split, without augmentation, so that the same split gives the same
-    statistics. Use training data: held-out images must not shape the network they judge.
+    The images are spread evenly over the split, without augmentation, so that the same split gives the same statistics;
+    a data set opened with `most=IMAGES` has just these. Use training data: held-out images must not shape the network
+    they judge.
 
     Args:
         module: what holds the BatchNorm layers.
         data: the split to look at.
-        batches: at most this many.
-        batch: images in each.
+        images: at most this many.
+        batch: images in a forward pass.
         forward: how to run the module on images (B, 3, H, W) where its own forward wants more, such as gates.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
@@ -39,10 +43,9 @@ def reestimate_batch_norm(
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
-    order = np.arange(len(data)).reshape(-1)
-    chosen = order[:: max(1, len(order) // (batches * batch))][: batches * batch]
+    chosen = spread_evenly(len(data), images)
     for start in range(0, len(chosen), batch):
-        pixels = np.stack([data[int(index)].pixels for index in chosen[start : start + batch]])
+        pixels = np.stack([data[index].pixels for index in chosen[start : start + batch]])
         (forward or module)(torch.from_numpy(images_to_floats(pixels)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -37,21 +37,22 @@ class CocoDataset:
 
     Images are stretched to the size asked for, boxes with them; `ground_truth` keeps the original pixels, in which AP
     is computed. Crowd regions are no training objects; evaluation ignores what lies in them, as COCO does.
+    With `most`, all annotations are checked but only so many images are read, spread evenly over the split.
 
     Attributes:
         folder: where it lies.
         split: name of the split.
         image: height and width of every sample, in pixels.
         classes: names of the categories, ordered by category id; the index is the label.
-        ground_truth: the annotations as the file has them.
+        ground_truth: the annotations of the samples, as the file has them.
         image_ids: COCO id of each sample.
         scales: original width and height over those of the sample (n, 2).
         content_sha256: hash of all samples, boxes and classes at their original size.
     """
 
-    def __init__(self, folder: Path, split: str, *, image: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, split: str, *, image: tuple[int, int], most: int | None = None) -> None:
         self.folder, self.split, self.image = folder, split, image
-        self.ground_truth = _read_annotations(folder, split)
+        self.ground_truth = _with_images(_read_annotations(folder, split), most)
         categories = sorted(self.ground_truth["categories"], key=lambda category: int(category["id"]))
         self.classes = tuple(str(category["name"]) for category in categories)
         self.category_ids = tuple(int(category["id"]) for category in categories)
@@ -109,6 +110,24 @@ def _read_annotations(folder: Path, split: str) -> dict[str, Any]:
     if faults:
         raise BadDataset(folder, faults)
     return dict(found)
+
+
+def _with_images(found: dict[str, Any], most: int | None) -> dict[str, Any]:
+    """Keep at most so many images, spread evenly, and what is annotated on them."""
+    images = [found["images"][index] for index in spread_evenly(len(found["images"]), most)]
+    kept = {entry["id"] for entry in images}
+    return {
+        **found,
+        "images": images,
+        "annotations": [note for note in found["annotations"] if note["image_id"] in kept],
+    }
+
+
+def spread_evenly(count: int, most: int | None) -> range:
+    """Return at most so many of the indices 0 .. count - 1, all of them for None, at even distances."""
+    if most is None:
+        return range(count)
+    return range(0, count, max(1, count // most))[:most]
 
 
 def _image_faults(found: Mapping[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from nas.config import Config
 from server.children import Emit
 from server.heavy.items import item
 from server.tasks import network_key
-from supernet.batch_norm import reestimate_batch_norm
+from supernet.batch_norm import IMAGES, reestimate_batch_norm
 from supernet.checkpoint import load_supernet
 from supernet.dataset import CocoDataset
 from supernet.evaluation import evaluate_onnx
@@ -23,7 +23,7 @@ def deploy(parameters: Json, emit: Emit) -> Json:
     data = Path(parameters["data"])
     detector = extract(load_supernet(Path(parameters["checkpoint"])), config)
     emit("progress", {"phase": "statistics"})
-    reestimate_batch_norm(detector, CocoDataset(data, "train", image=config.image))
+    reestimate_batch_norm(detector, CocoDataset(data, "train", image=config.image, most=IMAGES))
     emit("progress", {"phase": "export"})
     graph = export_detector(detector)
     emit("progress", {"phase": "evaluation"})

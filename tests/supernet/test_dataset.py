@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from supernet.augment import augment, mirror, relit, zoomed
-from supernet.dataset import CocoDataset, Sample
+from supernet.dataset import CocoDataset, Sample, spread_evenly
 from supernet.errors import BadDataset
 
 
@@ -59,6 +59,22 @@ def test_images_are_stretched_to_the_network_and_boxes_with_them(tmp_path: Path)
     assert first.labels.tolist() == [1, 0]
     assert data.scales.tolist() == pytest.approx(np.array([[40 / 128, 20 / 64], [20 / 128, 20 / 64]]))
     assert second.boxes.shape == (0, 4)  # crowds are no training objects
+
+
+def test_only_as_many_images_as_asked_for_are_read(tmp_path: Path) -> None:
+    data = CocoDataset(_write(tmp_path, images=("a.png",)), "val", image=(64, 128), most=1)
+    assert data.image_ids == (7,)
+    assert len(data) == len(data.scales) == 1
+    assert [note["id"] for note in data.ground_truth["annotations"]] == [1, 2]
+    assert data.classes == ("four", "nine")
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "chosen"),
+    [(10, 3, [0, 3, 6]), (10, 4, [0, 2, 4, 6]), (3, 5, [0, 1, 2]), (3, None, [0, 1, 2]), (2, 2, [0, 1])],
+)
+def test_images_are_spread_over_the_split(count: int, most: int | None, chosen: list[int]) -> None:
+    assert list(spread_evenly(count, most)) == chosen
 
 
 def test_the_content_hash_depends_on_pixels_and_boxes_alone(tmp_path: Path) -> None:

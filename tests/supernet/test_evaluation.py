@@ -116,7 +116,7 @@ def test_the_file_and_the_module_score_alike(folder: Path, held_out: CocoDataset
 def test_statistics_are_the_mean_over_the_batches_and_momentum_is_put_back(folder: Path) -> None:
     train = CocoDataset(folder, "train", image=(64, 64))
     detector = extract(fresh_supernet(TINY, seed=1), TINY.largest())
-    reestimate_batch_norm(detector, train, batches=3, batch=4)
+    reestimate_batch_norm(detector, train, images=12, batch=4)
     norm, conv = detector.blocks["stem"].first.norm, detector.blocks["stem"].first.conv
     pixels = images_to_floats(np.stack([sample.pixels for sample in train]))
     with torch.no_grad():
@@ -126,8 +126,18 @@ def test_statistics_are_the_mean_over_the_batches_and_momentum_is_put_back(folde
     assert norm.momentum == 0.1
     assert not detector.training
     before = norm.running_mean.clone()
-    reestimate_batch_norm(detector, train, batches=3, batch=4)
+    reestimate_batch_norm(detector, train, images=12, batch=4)
     assert torch.equal(norm.running_mean, before)
+
+
+def test_statistics_need_no_more_images_than_they_look_at(folder: Path) -> None:
+    left, right = (extract(fresh_supernet(TINY, seed=1), TINY.largest()) for _ in range(2))
+    reestimate_batch_norm(left, CocoDataset(folder, "train", image=(64, 64)), images=4, batch=2)
+    few = CocoDataset(folder, "train", image=(64, 64), most=4)
+    reestimate_batch_norm(right, few, images=4, batch=2)
+    assert len(few) == 4
+    for (name, one), other in zip(left.named_buffers(), right.buffers(), strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_images_become_planes_between_zero_and_one(held_out: CocoDataset) -> None:
