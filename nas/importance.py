@@ -43,6 +43,7 @@ class Provenance(Value):
         seed: seed of the run.
         steps: optimiser steps taken.
         noise: distribution added to the logits: `gumbel`, or `uniform` as the paper prints it.
+        precision: what convolutions and matrix products were computed in.
         version: version of the product that trained it.
         checkpoint_sha256: hash of the weights the logits were trained with.
     """
@@ -51,6 +52,7 @@ class Provenance(Value):
     seed: int
     steps: int = Field(ge=0)
     noise: Literal["gumbel", "uniform"]
+    precision: Literal["fp32", "bf16"]
     version: str
     checkpoint_sha256: str
 

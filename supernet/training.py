@@ -44,6 +44,8 @@ from supernet.losses import Target, detection_losses
 from supernet.sandwich import Sandwich, sample_config
 from supernet.supernet import Supernet
 
+Precision = Literal["fp32", "bf16"]
+
 
 class TrainSettings(Value):
     """How a supernet is trained; the defaults are for `heatdetr-nano` on two cores.
@@ -66,6 +68,7 @@ class TrainSettings(Value):
         ranking_steps: steps between two rankings of the channels that narrow subnets keep, and earliest between two
             checkpoints.
         checkpoint_seconds: shortest time between two checkpoints.
+        precision: of convolutions and matrix products in a step; `auto` is bf16 where the processor computes in it.
         seed: decides weights, data order, augmentation, noise and subnets.
     """
 
@@ -83,12 +86,21 @@ class TrainSettings(Value):
     mixture_every: int = Field(default=4, ge=1)
     ranking_steps: int = Field(default=25, ge=1)
     checkpoint_seconds: float = Field(default=20.0, ge=0)
+    precision: Literal["auto"] | Precision = "auto"
     seed: int = Field(default=0, ge=0)
 
     @property
     def total_steps(self) -> int:
         """Steps of the weights and of r."""
         return self.steps + math.ceil(self.logits_share * self.steps)
+
+    @property
+    def computed_in(self) -> Precision:
+        """What `precision` means on this machine; where bf16 would be emulated, fp32 is faster."""
+        if self.precision != "auto":
+            return self.precision
+        capabilities = torch.cpu.get_capabilities()
+        return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
 class Progress(NamedTuple):
@@ -114,7 +126,6 @@ class TrainMetrics(Value):
         ap: COCO AP of the mixture with gates p = softmax(r), without noise.
         ap50: AP50 of the same.
         path_ap50: AP50 of its most probable path at full width, cut out.
-        random_ap50: AP50 of the mixture before the first step.
         images: held-out images.
         loss: mean of the last tenth of the steps taken by the last process.
     """
@@ -122,7 +133,6 @@ class TrainMetrics(Value):
     ap: float | None
     ap50: float | None
     path_ap50: float | None
-    random_ap50: float | None
     images: int
     loss: float | None
 
@@ -155,8 +165,8 @@ def train_supernet(
 ) -> TrainedSupernet:
     """Train the supernet of a space on the `train` split of a COCO folder; leave `out/supernet.safetensors`.
 
-    An interrupted training goes on from `out/training.safetensors` and ends with the same weights, bit by bit on a CPU
-    with the same number of threads; a finished one is read back.
+    An interrupted training goes on from `out/training.safetensors` and ends with the same weights, bit by bit on the
+    same CPU with the same number of threads; a finished one is read back.
 
     Raises:
         BadDataset: images or annotations cannot be trained on.
@@ -188,6 +198,7 @@ class _Run:
         )
         self.finished, self.unfinished = out / "supernet.safetensors", out / "training.safetensors"
         self.supernet = fresh_supernet(space, seed=settings.seed)
+        self.computed_in = settings.computed_in
         self.sandwich = Sandwich(self.supernet)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             "weights": _weight_optimiser(self.supernet, settings),
@@ -218,8 +229,10 @@ class _Run:
         settling = self.step >= self.settings.steps
         mixed = settling or self.step % self.settings.mixture_every == 0
         temperature = self.settings.logits_temperature if settling else self._temperature()
-        prediction = self._mixture(images, temperature, rng) if mixed else self._subnet(images)
-        loss = detection_losses(prediction, self.supernet.head.anchors, targets).total
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.computed_in == "bf16"):
+            prediction = self._mixture(images, temperature, rng) if mixed else self._subnet(images)
+        whole = RawPrediction(*(part.float() for part in prediction))
+        loss = detection_losses(whole, self.supernet.head.anchors, targets).total
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingDiverged(step=self.step, loss=value)
@@ -314,6 +327,7 @@ class _Run:
             seed=self.settings.seed,
             steps=self.settings.steps,
             noise=self.settings.noise,
+            precision=self.computed_in,
             version=version("heatnas"),
             checkpoint_sha256=checkpoint_sha256,
         )
@@ -364,7 +378,6 @@ def evaluate_mixture(supernet: Supernet, train: CocoDataset, held_out: CocoDatas
 
 def _measure(run: _Run, held_out: CocoDataset, losses: list[float]) -> TrainMetrics:
     supernet, space = run.supernet, run.supernet.space
-    untrained = evaluate_mixture(fresh_supernet(space, seed=run.settings.seed), run.data, held_out)
     mixture = evaluate_mixture(supernet, run.data, held_out)
     importance = read_importance(supernet, run.provenance(checkpoint_sha256=""))
     path = extract(supernet, best_path(space, importance))
@@ -374,7 +387,6 @@ def _measure(run: _Run, held_out: CocoDataset, losses: list[float]) -> TrainMetr
         ap=mixture.ap,
         ap50=mixture.ap50,
         path_ap50=evaluate_module(path, path.head.anchors, held_out).ap50,
-        random_ap50=untrained.ap50,
         images=len(held_out),
         loss=float(np.mean(last)) if last else None,
     )

@@ -12,7 +12,9 @@ from nas.macs import gmacs
 from nas.network import Structure
 from nas.space import WIDTH_STEP, SearchSpace, StageChoices
 
-PROVENANCE = Provenance(data="planted", seed=0, steps=0, noise="gumbel", version="0", checkpoint_sha256="0" * 64)
+PROVENANCE = Provenance(
+    data="planted", seed=0, steps=0, noise="gumbel", precision="fp32", version="0", checkpoint_sha256="0" * 64
+)
 
 
 def small_space() -> SearchSpace:

@@ -30,7 +30,14 @@ from supernet.dataset import CocoDataset
 from supernet.evaluation import evaluate_module
 from supernet.extraction import extract
 from supernet.procedural import SHAPES, make_dataset
-from supernet.training import Progress, TrainedSupernet, TrainSettings, train_supernet
+from supernet.training import (
+    Progress,
+    TrainedSupernet,
+    TrainSettings,
+    evaluate_mixture,
+    fresh_supernet,
+    train_supernet,
+)
 
 
 def main() -> None:
@@ -71,6 +78,7 @@ def measure(
     choices = [compare(name, values) for name, values in _probabilities(space, trained).items()]
     signal, noise = (float(np.sqrt(np.mean([choice[key] ** 2 for choice in choices]))) for key in ("signal", "noise"))
     subnets = score_subnets(space, trained[0], data)
+    untrained = [score_untrained(space, data, seed=seed) for seed in range(chosen.seed, chosen.seed + arguments.seeds)]
     results: dict[str, object] = {
         "space": space.name,
         "seeds": arguments.seeds,
@@ -82,7 +90,7 @@ def measure(
         "choices": choices,
         "ap50": [one.metrics.ap50 for one in trained],
         "path_ap50": [one.metrics.path_ap50 for one in trained],
-        "random_ap50": [one.metrics.random_ap50 for one in trained],
+        "random_ap50": untrained,
         "subnets": subnets,
     }
     return results, _table(results, choices, subnets)
@@ -93,6 +101,12 @@ def compare(name: str, values: np.ndarray) -> dict[str, float | str]:
     signal = float(np.sqrt(np.mean((values.mean(axis=0) - 1 / values.shape[1]) ** 2)))
     noise = float(np.sqrt(values.var(axis=0, ddof=1).mean()))
     return {"choice": name, "signal": signal, "noise": noise, "ratio": signal / noise}
+
+
+def score_untrained(space: SearchSpace, data: Path, *, seed: int) -> float | None:
+    """Score the mixture that a seed begins with, before the first step."""
+    train, held_out = (CocoDataset(data, split, image=space.images[-1]) for split in ("train", "val"))
+    return evaluate_mixture(fresh_supernet(space, seed=seed), train, held_out).ap50
 
 
 def score_subnets(space: SearchSpace, trained: TrainedSupernet, data: Path) -> list[dict[str, object]]:

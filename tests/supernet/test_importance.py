@@ -9,7 +9,9 @@ from supernet.importance import read_importance
 from supernet.training import fresh_supernet
 from tests.supernet.tiny_space import TINY
 
-PROVENANCE = Provenance(data="shapes", seed=1, steps=10, noise="gumbel", version="0.1.0", checkpoint_sha256="a" * 64)
+PROVENANCE = Provenance(
+    data="shapes", seed=1, steps=10, noise="gumbel", precision="fp32", version="0.1.0", checkpoint_sha256="a" * 64
+)
 
 
 def test_logits_are_read_slot_by_slot_and_kind_by_kind() -> None:
