@@ -193,7 +193,7 @@ def _evolutions(space: SearchSpace, importance: Importance, config: Config) -> I
 
     IR: empty the slot of least M. SR: remove the first SWMSA. WMR: remove the first WMSA. WR: narrow by one step.
     """
-    for move, evolved in space.neighbours(config):
+    for move, evolved in space.moves(config):
         if move.slot is None or move.slot in _evolving_slots(importance, config, move.stage):
             yield move, evolved
 
