@@ -99,7 +99,7 @@ def solve(
             trail = thin(space, latency, importance, score, budget, stages="least_important")
         case _:
             assert_never(solver)
-    return Solution(trail.answer, trail.latency_ms, trail.score, best, trail)
+    return Solution(trail.answer, trail.latency_ms, trail.quality, best, trail)
 
 
 def front_json(space: SearchSpace, latency: LatencyModel, importance: Importance) -> list[Json]:
@@ -119,13 +119,13 @@ def trail_json(trail: Trail | None) -> list[Json]:
     """Write the thinning step by step: where it started, each move, and what was passed over."""
     if trail is None:
         return []
-    first = {"label": "the supernet's best path", **point_json(trail.start_latency_ms, trail.start_score)}
+    first = {"label": "the supernet's best path", **point_json(trail.start_latency_ms, trail.start_quality)}
     return [
         first,
         *(
             {
                 "label": step.taken.move.label,
-                **point_json(step.taken.latency_ms, step.taken.score),
+                **point_json(step.taken.latency_ms, step.taken.quality),
                 "drop": step.taken.drop,
                 "fps_gained": step.taken.fps_gained,
                 "alternatives": [

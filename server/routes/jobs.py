@@ -11,8 +11,7 @@ from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from nas.budgets import Budget
-from nas.errors import BudgetUnreachable
-from nas.exact import fastest
+from nas.exact import fastest, unreachable
 from nas.space import SearchSpace, named_space
 from server.choosing import choose_table
 from server.database import Job, JobEvent, JobState
@@ -139,11 +138,7 @@ def check_reachable(services: Services, parameters: ThinParameters, space: Searc
     latency = services.tables.calibration(table.edition).latency_model(table)
     quickest = fastest(space, latency)
     if not latency.holds(quickest.latency_ms, budget.latency_ms):
-        raise BudgetUnreachable(
-            target_ms=budget.latency_ms,
-            fastest_ms=quickest.latency_ms * (1 + latency.margin),
-            binding=quickest.binding,
-        )
+        raise unreachable(space, latency, budget, quickest)
 
 
 @router.get("/jobs", summary="List the jobs", tags=["jobs"], responses=example({"items": [JOB], "total": 1}))

@@ -201,7 +201,7 @@ def test_a_target_that_a_correction_puts_out_of_reach_is_missed_with_the_reason(
         result = thin(context, parameters)
     assert (result["status"], len(result["rounds"])) == ("missed", 1)
     assert result["reason"].startswith("by the corrected calibration ")
-    assert "is out of reach: the fastest config of the space runs at" in result["reason"]
+    assert "is out of reach: the fastest config of the space at 192x192 runs at" in result["reason"]
 
 
 def test_an_unreachable_target_fails_with_the_fastest_fps(bench: Bench) -> None:
