@@ -129,6 +129,7 @@ def check_reachable(services: Services, parameters: ThinParameters, space: Searc
 
     Raises:
         UnknownDevice, UnknownEdition: there is no such table.
+        InvalidConfig: the space has no such input size.
         MissingBlocks: it does not cover the space.
         BudgetUnreachable: names the fastest FPS and the block that binds.
     """
@@ -136,7 +137,7 @@ def check_reachable(services: Services, parameters: ThinParameters, space: Searc
     services.tables.device(parameters.device)
     table = choose_table(services.tables, parameters, space)
     latency = services.tables.calibration(table.edition).latency_model(table)
-    quickest = fastest(space, latency)
+    quickest = fastest(space, latency, image=parameters.image)
     if not latency.holds(quickest.latency_ms, budget.latency_ms):
         raise unreachable(space, latency, budget, quickest)
 
