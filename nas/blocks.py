@@ -94,7 +94,7 @@ class Block(Value):
     width: int = Field(gt=0)
     layouts: tuple[Layout, ...] = (Layout.SPATIAL,)
     activation: Activation | None = None
-    kept_tokens: int | None = None
+    kept_tokens: int | None = Field(None, ge=1)
     anchor_px: tuple[int, ...] | None = None
 
     @cached_property

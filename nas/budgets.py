@@ -19,11 +19,12 @@ class Budget(Value):
         """Convert a target in frames per second.
 
         Raises:
-            InvalidBudget: the target is not a positive finite number.
+            InvalidBudget: the target, or the time that it leaves for a frame, is not a positive finite number.
         """
-        if not (math.isfinite(fps) and fps > 0):
+        if not (math.isfinite(fps) and fps > 0 and math.isfinite(1000 / fps)):
             raise InvalidBudget(
-                f"target_fps {fps} is not a positive finite number: ask for frames per second, such as 25"
+                f"target_fps {fps} is not a positive number of frames that each take a finite time: ask for frames per "
+                "second, such as 25"
             )
         return cls(latency_ms=1000 / fps)
 

@@ -5,7 +5,9 @@ NasError
 ├── InvalidConfig       a config outside its space: names value, rule and next action
 ├── InvalidBudget       a budget that no number can satisfy: zero, negative, NaN
 ├── MissingBlocks       the table lacks rows the network needs: measure them
-└── BudgetUnreachable   no config of the space is fast enough on that table
+├── InvalidQuality      a quality that is no number: repair the callable that gave it
+└── BudgetUnmet         there is no answer within the budget, for one of two reasons
+    ├── BudgetUnreachable   no config of the space is fast enough on that table at that input size
     └── ThinningExhausted   one is, but thinning cannot get there: use the exact solver
 """
 
@@ -32,6 +34,10 @@ class InvalidBudget(NasError):
     """A budget is not a positive finite number."""
 
 
+class InvalidQuality(NasError):
+    """A quality is not a finite number."""
+
+
 class MissingBlocks(NasError):
     """The lookup table has no row for some blocks: missing is missing, never zero.
 
@@ -50,38 +56,72 @@ class MissingBlocks(NasError):
         )
 
 
-class BudgetUnreachable(NasError):
-    """No config of the space meets the budget on this table.
+class BudgetUnmet(NasError):
+    """There is no answer within the budget.
 
     Attributes:
-        fastest_ms: the lowest latency any config reaches, in milliseconds.
         target_ms: the latency the budget asks for, in milliseconds.
-        binding: label of the costliest block of the fastest config, the one that binds.
+        fastest_ms: the lowest latency any config of the space reaches at this input size, in milliseconds, margin
+            included.
+        binding: label of the costliest block of that config, the one that binds.
+        image: the input size (height, width) in pixels that this was found at.
     """
 
-    def __init__(self, *, target_ms: float, fastest_ms: float, binding: str) -> None:
+    def __init__(
+        self, message: str, *, target_ms: float, fastest_ms: float, binding: str, image: tuple[int, int]
+    ) -> None:
         self.target_ms = target_ms
         self.fastest_ms = fastest_ms
         self.binding = binding
+        self.image = image
+        super().__init__(message)
+
+
+class BudgetUnreachable(BudgetUnmet):
+    """No config of the space meets the budget on this table at this input size.
+
+    `smaller` are the space's smaller input sizes; only where there are any does the message advise to choose one.
+    """
+
+    def __init__(
+        self,
+        *,
+        target_ms: float,
+        fastest_ms: float,
+        binding: str,
+        image: tuple[int, int],
+        smaller: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        sizes = ", ".join(f"{height}x{width}" for height, width in smaller)
+        advice = f"choose a smaller input size ({sizes}), or" if smaller else "or choose"
         super().__init__(
-            f"{1000 / target_ms:.2f} FPS ({target_ms:.3f} ms) is out of reach: the fastest config of the space runs at "
-            f"{1000 / fastest_ms:.2f} FPS ({fastest_ms:.3f} ms) and {binding} binds. "
-            "Ask for less, choose a smaller input size, or a space with narrower widths."
+            f"{1000 / target_ms:.2f} FPS ({target_ms:.3f} ms) is out of reach: the fastest config of the space at "
+            f"{image[0]}x{image[1]} runs at {1000 / fastest_ms:.2f} FPS ({fastest_ms:.3f} ms, margin included) and "
+            f"{binding} binds. Ask for less, {advice} a space with narrower widths.",
+            target_ms=target_ms,
+            fastest_ms=fastest_ms,
+            binding=binding,
+            image=image,
         )
 
 
-class ThinningExhausted(BudgetUnreachable):
+class ThinningExhausted(BudgetUnmet):
     """Thinning ran out of moves above the budget although the space holds a config below it.
 
     Attributes:
-        reached_ms: the latency thinning got down to, in milliseconds.
+        reached_ms: the latency thinning got down to, in milliseconds, margin included.
     """
 
-    def __init__(self, *, target_ms: float, fastest_ms: float, binding: str, reached_ms: float) -> None:
-        super().__init__(target_ms=target_ms, fastest_ms=fastest_ms, binding=binding)
+    def __init__(
+        self, *, target_ms: float, fastest_ms: float, binding: str, image: tuple[int, int], reached_ms: float
+    ) -> None:
         self.reached_ms = reached_ms
-        text = (
-            f"thinning ends at {1000 / reached_ms:.2f} FPS, short of {1000 / target_ms:.2f} FPS: it removes blocks but "
-            f"never swaps them. The fastest config reaches {1000 / fastest_ms:.2f} FPS: use the exact solver."
+        super().__init__(
+            f"thinning ends at {1000 / reached_ms:.2f} FPS, short of {1000 / target_ms:.2f} FPS at "
+            f"{image[0]}x{image[1]}: none of its moves, a block removed or a stage narrowed, gains speed from there. "
+            f"The fastest config reaches {1000 / fastest_ms:.2f} FPS: use the exact solver.",
+            target_ms=target_ms,
+            fastest_ms=fastest_ms,
+            binding=binding,
+            image=image,
         )
-        self.args = (text,)

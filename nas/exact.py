@@ -54,19 +54,16 @@ def optimum(
     *,
     image: tuple[int, int] | None = None,
 ) -> Point:
-    """Return the config of highest score whose latency, margin included, stays within the budget.
+    """Return the config of highest score within the budget at one input size (the largest by default), margin included.
 
     Raises:
         BudgetUnreachable: even the fastest config is too slow.
+        InvalidConfig: the space has no such input size, or the score belongs to another space.
+        MissingBlocks: the table does not cover the space at this size.
     """
-    reachable = front(space, latency, score, image=image, limit_ms=budget.latency_ms / (1 + latency.margin))
+    reachable = front(space, latency, score, image=image, budget=budget)
     if not reachable:
-        quickest = fastest(space, latency, image=image)
-        raise BudgetUnreachable(
-            target_ms=budget.latency_ms,
-            fastest_ms=quickest.latency_ms * (1 + latency.margin),
-            binding=quickest.binding,
-        )
+        raise unreachable(space, latency, budget, fastest(space, latency, image=image))
     return reachable[-1]
 
 
@@ -76,29 +73,36 @@ def front(
     score: AdditiveScore,
     *,
     image: tuple[int, int] | None = None,
-    limit_ms: float = np.inf,
+    budget: Budget | None = None,
 ) -> tuple[Point, ...]:
-    """Return all non-dominated configs at one input size, by rising latency and score.
+    """Return all non-dominated configs at one input size (the largest by default), by rising latency and score.
+
+    With a budget, only those within it, margin included.
 
     Raises:
+        InvalidConfig: the space has no such input size, or the score belongs to another space.
         MissingBlocks: the table does not cover the space at this size.
     """
-    size = image or space.images[-1]
-    limit = limit_ms / latency.slope
-    labels = _Search(space, latency, score, size).run(limit)
+    size, limit_ms = space.input_size(image), budget.latency_ms if budget else np.inf
+    # The division may round below the limit: search a hair beyond it, then keep what holds.
+    limit = limit_ms / (1 + latency.margin) / latency.slope * (1 + 1e-9)
+    labels = _Search(space, latency, score.check(space), size).run(limit)
+    times_ms = [latency.from_sum(float(ms)) for ms in labels.ms]
     return tuple(
-        Point(
-            config=labels.config(space, size, i),
-            latency_ms=latency.from_sum(float(labels.ms[i])),
-            score=float(labels.score[i]),
-        )
-        for i in range(len(labels.ms))
+        Point(config=labels.config(space, size, row), latency_ms=latency_ms, score=float(labels.score[row]))
+        for row, latency_ms in enumerate(times_ms)
+        if latency.holds(latency_ms, limit_ms)
     )
 
 
 def fastest(space: SearchSpace, latency: LatencyModel, *, image: tuple[int, int] | None = None) -> Fastest:
-    """Return the config of lowest predicted latency at one input size."""
-    size = image or space.images[-1]
+    """Return the config of lowest predicted latency at one input size (the largest by default).
+
+    Raises:
+        InvalidConfig: the space has no such input size.
+        MissingBlocks: the table does not cover the space at this size.
+    """
+    size = space.input_size(image)
     labels = _Search(space, latency, AdditiveScore.indifferent(space), size).run(np.inf)
     config = labels.config(space, size, 0)
     blocks = space.blocks(config)
@@ -106,6 +110,18 @@ def fastest(space: SearchSpace, latency: LatencyModel, *, image: tuple[int, int]
         config=config,
         latency_ms=latency.predict_ms(blocks),
         binding=max(blocks, key=latency.block_ms).label,
+    )
+
+
+def unreachable(space: SearchSpace, latency: LatencyModel, budget: Budget, quickest: Fastest) -> BudgetUnreachable:
+    """Build the error that says what the fastest config of the space at its input size does instead."""
+    height, width = quickest.config.image
+    return BudgetUnreachable(
+        target_ms=budget.latency_ms,
+        fastest_ms=quickest.latency_ms * (1 + latency.margin),
+        binding=quickest.binding,
+        image=quickest.config.image,
+        smaller=[size for size in space.images if size[0] * size[1] < height * width],
     )
 
 
@@ -176,6 +192,7 @@ class _Search:
         """(stage index, width, kind, received layout) -> row of a local or closing block."""
         self.frame_ms: dict[tuple[int, int, int], float] = {}
         """(stage index, width before, width) -> all other blocks that the stage brings with it."""
+        latency.check(space.all_blocks(image))
         for config in space.covering_configs(image):
             self._read(latency, config, space.sites(config))
 

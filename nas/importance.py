@@ -1,9 +1,10 @@
 """What a trained supernet says about each choice: the architecture logits r and what is derived from them."""
 
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from nas.blocks import Kind
 from nas.errors import InvalidConfig
@@ -11,6 +12,34 @@ from nas.space import WIDTH_STEP, SearchSpace
 from nas.values import Value
 
 Aggregate = Literal["sum", "mean"]
+
+
+class _FrozenPerKind(Mapping[Kind, float]):
+    """Immutable, hashable, and in the order of the kinds: a sum over it comes out the same after JSON."""
+
+    def __init__(self, numbers: Mapping[Kind, float]) -> None:
+        self._numbers = {kind: numbers[kind] for kind in sorted(numbers)}
+
+    def __getitem__(self, kind: Kind) -> float:
+        return self._numbers[kind]
+
+    def __iter__(self) -> Iterator[Kind]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._numbers.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._numbers)
+
+
+PerKind = Annotated[
+    Mapping[Kind, float], AfterValidator(_FrozenPerKind), PlainSerializer(dict, return_type=dict[Kind, float])
+]
+"""A number for each candidate of a slot or a closing block."""
 
 
 class StageLogits(Value):
@@ -22,8 +51,8 @@ class StageLogits(Value):
         group_share: importance of each group of 32 residual channels, largest first, summing to 1 (spec 3.6).
     """
 
-    slots: tuple[dict[Kind, float], ...]
-    global_kinds: dict[Kind, float]
+    slots: tuple[PerKind, ...]
+    global_kinds: PerKind
     group_share: tuple[float, ...]
 
     @model_validator(mode="after")
@@ -105,7 +134,7 @@ class Importance(Value):
         return float(np.sum(scores) if aggregate == "sum" else np.mean(scores))
 
 
-def softmax(logits: dict[Kind, float]) -> dict[Kind, float]:
+def softmax(logits: Mapping[Kind, float]) -> dict[Kind, float]:
     """Normalise logits to probabilities."""
     values = np.array(list(logits.values()))
     exponentials = np.exp(values - values.max())

@@ -7,6 +7,10 @@ from nas.blocks import Block
 from nas.errors import MissingBlocks
 from nas.macs import weights_mib
 
+TICK_MS = 2.0**-30
+"""The grid of block times, about a picosecond. Floats on it add without rounding up to two hours, so a sum is the same
+in every order, and two ways to add up one network never disagree about a budget."""
+
 
 @dataclass(frozen=True)
 class LatencyModel:
@@ -34,14 +38,18 @@ class LatencyModel:
             MissingBlocks: some block has no row; a missing row never counts as zero.
         """
         blocks = tuple(blocks)
+        self.check(blocks)
+        return sum(self.block_ms(block) for block in blocks)
+
+    def check(self, blocks: Iterable[Block]) -> None:
+        """Raise `MissingBlocks`, naming every block that has no row."""
         missing = dict.fromkeys(block for block in blocks if block not in self.rows_ms)
         if missing:
             raise MissingBlocks(tuple(missing))
-        return sum(self.block_ms(block) for block in blocks)
 
     def block_ms(self, block: Block) -> float:
-        """Return what one block adds to the sum."""
-        return self.rows_ms[block] + self.fetch_ms_per_mib * weights_mib([block])
+        """Return what one block adds to the sum, rounded to whole ticks."""
+        return round((self.rows_ms[block] + self.fetch_ms_per_mib * weights_mib([block])) / TICK_MS) * TICK_MS
 
     def predict_ms(self, blocks: Iterable[Block]) -> float:
         """Predict the latency of the network made of these blocks, in milliseconds."""

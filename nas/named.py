@@ -24,7 +24,7 @@ def named_config(name: str, space: SearchSpace, *, image: tuple[int, int]) -> Co
     """Return a detector of Table 3 as a config of `space`, at any input size (Table 3's 800x1333 is not in the space).
 
     Raises:
-        InvalidConfig: no detector has this name.
+        InvalidConfig: no detector has this name, or the space does not hold it at any size.
     """
     if name not in _TABLE_3:
         raise InvalidConfig(f"config {name!r} is unknown: choose one of {', '.join(CONFIG_NAMES)}")
@@ -37,4 +37,5 @@ def named_config(name: str, space: SearchSpace, *, image: tuple[int, int]) -> Co
         )
         for width, kinds, choices in zip(widths, local, space.stages, strict=True)
     )
-    return Config(space=space.id, image=image, stages=(first, second, third, fourth))
+    config = Config(space=space.id, image=space.input_size(None), stages=(first, second, third, fourth))
+    return space.check(config).model_copy(update={"image": image})

@@ -13,9 +13,11 @@ The data path is reading R* of the paper's equations (section 4.1 "HOD Stage", s
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from nas.blocks import Activation, Block, Kind, Layout
+from pydantic import model_validator
+
+from nas.blocks import GLOBAL_KINDS, Activation, Block, Kind, Layout
 from nas.config import Config
 from nas.values import Value
 
@@ -30,7 +32,7 @@ class Structure(Value):
         classes: object classes the head tells apart.
         activation: the non-linearity everywhere but RepCNN, which keeps RepVGG's ReLU.
         context_kind: the global block of SAM4, SCM and TCM (SAM2 and SAM3 are channel-wise: paper section 4.3).
-        keep: share of tokens that pass the MLP of an ATTENTION block (paper: sparsity < 18 %).
+        keep: share of tokens that pass the MLP of an ATTENTION block, above 0 to 1 (paper: sparsity < 18 %).
         tcm_depths: global blocks in T1 and T2.
         anchor_px: sides of the square anchors, in input pixels.
     """
@@ -41,6 +43,20 @@ class Structure(Value):
     keep: float = 1.0
     tcm_depths: tuple[int, int] = (2, 4)
     anchor_px: tuple[int, ...] = (32, 64, 128, 256, 512)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.classes < 1:
+            raise ValueError(f"classes {self.classes} must be at least 1: count the classes of the data")
+        if self.context_kind not in GLOBAL_KINDS:
+            raise ValueError(f"context_kind {self.context_kind} must be one of {', '.join(GLOBAL_KINDS)}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep {self.keep} must be above 0 and at most 1: 1 keeps every token")
+        if min(self.tcm_depths) < 0:
+            raise ValueError(f"tcm_depths {self.tcm_depths} must not be negative: 0 leaves a task without blocks")
+        if not self.anchor_px or min(self.anchor_px) <= 0:
+            raise ValueError(f"anchor_px {self.anchor_px} must be positive sides in pixels: name at least one")
+        return self
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,7 @@ class _Walk:
             width=first.width,
             layouts=tuple(feature.layout for feature in inputs),
             activation=self.structure.activation if kind not in _WITHOUT_ACTIVATION else None,
-            kept_tokens=tokens - int((1 - self.structure.keep) * tokens + 1e-9) if sparse else None,
+            kept_tokens=max(1, tokens - int((1 - self.structure.keep) * tokens + 1e-9)) if sparse else None,
             anchor_px=self.structure.anchor_px if kind is Kind.HEAD else None,
         )
         self.sites.append(Site(name, block, tuple(feature.name for feature in inputs), stage))

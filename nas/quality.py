@@ -2,7 +2,8 @@
 
 `Quality` is any callable from config to a number, such as measured AP. `AdditiveScore` is a bounded surrogate made from
 importance: a sum over slots and channel groups, so that removing a block, swapping its type and narrowing a stage all
-have a price, and an exact solver can prove an optimum of it. It is a surrogate: measured AP decides.
+change it, and an exact solver can prove an optimum of it. Narrowing never raises it; removing a block does where the
+supernet would rather skip it (p_identity > p_kind). It is a surrogate: measured AP decides.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Self
 
 from nas.blocks import Kind
 from nas.config import Config
-from nas.importance import Importance
+from nas.errors import InvalidConfig
+from nas.importance import Importance, PerKind
 from nas.space import WIDTH_STEP, SearchSpace
 from nas.values import Value
 
@@ -27,8 +29,8 @@ class StageScore(Value):
         groups: score of each group of 32 residual channels, most important first.
     """
 
-    slots: tuple[dict[Kind, float], ...]
-    global_kinds: dict[Kind, float]
+    slots: tuple[PerKind, ...]
+    global_kinds: PerKind
     groups: tuple[float, ...]
 
     def width(self, width: int) -> float:
@@ -37,8 +39,14 @@ class StageScore(Value):
 
 
 class AdditiveScore(Value):
-    """Score of a config as a sum over what it keeps, in percent (0 to 100) of the best the space could score."""
+    """Score of a config as a sum over what it keeps, in percent of the best config of the space: never above 100.
 
+    Attributes:
+        space: id of the space whose configs it scores.
+        stages: the price lists of the four stages.
+    """
+
+    space: str
     stages: tuple[StageScore, StageScore, StageScore, StageScore]
 
     @classmethod
@@ -47,12 +55,15 @@ class AdditiveScore(Value):
 
         A slot holding kind n scores p_n = softmax(r)_n, an emptied one p_identity. Channel group g of stage j scores
         share(j, g) * V_j, with V_j the sum over the stage's slots of their best p.
+
+        Raises:
+            InvalidConfig: the importance belongs to another space.
         """
         importance.check(space)
         raw = [_stage_score(importance, number) for number in (1, 2, 3, 4)]
         unit = 100 / sum(_best(stage) for stage in raw)
         first, second, third, fourth = (_scaled(stage, unit) for stage in raw)
-        return cls(stages=(first, second, third, fourth))
+        return cls(space=space.id, stages=(first, second, third, fourth))
 
     @classmethod
     def indifferent(cls, space: SearchSpace) -> Self:
@@ -65,10 +76,24 @@ class AdditiveScore(Value):
             )
             for choices in space.stages
         )
-        return cls(stages=(first, second, third, fourth))
+        return cls(space=space.id, stages=(first, second, third, fourth))
+
+    def check(self, space: SearchSpace) -> Self:
+        """Return self, or raise `InvalidConfig` if it scores the configs of another space."""
+        if self.space != space.id:
+            raise InvalidConfig(
+                f"score belongs to space {self.space}, not to {space.name} ({space.id}): derive it from its importance"
+            )
+        return self
 
     def __call__(self, config: Config) -> float:
-        """Score a config, in percent."""
+        """Score a config, in percent.
+
+        Raises:
+            InvalidConfig: the config is one of another space.
+        """
+        if config.space != self.space:
+            raise InvalidConfig(f"config belongs to space {config.space}, the score to {self.space}: score it there")
         total = 0.0
         for score, stage in zip(self.stages, config.stages, strict=True):
             total += sum(slot[kind] for slot, kind in zip(score.slots, stage.slots, strict=True))
@@ -88,8 +113,14 @@ def _stage_score(importance: Importance, number: int) -> StageScore:
 
 
 def _best(stage: StageScore) -> float:
+    """Return the most a legal stage scores: one slot must hold a block, even where all would rather be empty."""
     slots = sum(max(slot.values()) for slot in stage.slots)
-    return slots + max(stage.global_kinds.values()) + sum(stage.groups)
+    regret = min(max(slot.values()) - max(_of_blocks(slot)) for slot in stage.slots)
+    return slots - regret + max(stage.global_kinds.values()) + sum(stage.groups)
+
+
+def _of_blocks(slot: PerKind) -> list[float]:
+    return [value for kind, value in slot.items() if kind is not Kind.IDENTITY]
 
 
 def _scaled(stage: StageScore, unit: float) -> StageScore:

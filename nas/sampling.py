@@ -8,8 +8,15 @@ from nas.space import SearchSpace, StageChoices
 
 
 def random_config(space: SearchSpace, rng: np.random.Generator, *, image: tuple[int, int] | None = None) -> Config:
-    """Draw a legal config: any kinds with at least one block a stage, widths that do not fall, any closing block."""
-    size = image or space.images[int(rng.integers(len(space.images)))]
+    """Draw a legal config: any kinds with at least one block a stage, widths that do not fall, any closing block.
+
+    Every round draws anew and hits each legal config at its size with the same chance; there is always one (the
+    narrowest, in full depth), so the rounds end.
+
+    Raises:
+        InvalidConfig: the space has no such input size.
+    """
+    size = space.input_size(image or space.images[int(rng.integers(len(space.images)))])
     while True:
         first, second, third, fourth = (_random_stage(choices, rng) for choices in space.stages)
         config = Config(space=space.id, image=size, stages=(first, second, third, fourth))

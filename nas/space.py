@@ -1,7 +1,6 @@
 """Search spaces: what may vary in a HeatDETR, and the rules every config keeps."""
 
 from collections.abc import Iterator
-from functools import cached_property
 from itertools import pairwise, product
 from typing import Self
 
@@ -46,6 +45,9 @@ class StageChoices(Value):
             raise ValueError(f"local_kinds {self.local_kinds} must be some of {[k.value for k in LOCAL_KINDS]}")
         if not set(self.global_kinds) <= set(GLOBAL_KINDS) or not self.global_kinds:
             raise ValueError(f"global_kinds {self.global_kinds} must be some of {[k.value for k in GLOBAL_KINDS]}")
+        for kinds in (self.local_kinds, self.global_kinds):
+            if len(set(kinds)) < len(kinds):
+                raise ValueError(f"kinds {', '.join(kinds)} repeat: name each once")
         return self
 
 
@@ -71,18 +73,38 @@ class SearchSpace(Value):
                 raise ValueError(f"input size {height}x{width}: both sides must be positive multiples of {IMAGE_STEP}")
         if list(self.images) != sorted(self.images, key=lambda size: size[0] * size[1]):
             raise ValueError(f"images {self.images} must ascend by area: sort them")
-        for low, high in pairwise(self.stages):
-            if low.widths[0] > high.widths[0] or low.widths[-1] > high.widths[-1]:
-                raise ValueError("widths must not fall from a stage to the next: D_j <= D_{j+1} leaves no config")
+        for number, (low, high) in enumerate(pairwise(self.stages), start=1):
+            for end, here, after in (
+                ("narrowest", low.widths[0], high.widths[0]),
+                ("widest", low.widths[-1], high.widths[-1]),
+            ):
+                if here > after:
+                    raise ValueError(
+                        f"stage {number} is {here} wide at its {end} and stage {number + 1} only {after}: neither the "
+                        f"narrowest nor the widest config may fall in width, raise stage {number + 1} to {here}"
+                    )
         return self
 
     def largest(self, image: tuple[int, int] | None = None) -> Config:
         """Return the config with every slot filled at full width: the supernet's frame. Slots hold their first kind."""
-        return self._extreme(image or self.images[-1], widest=True)
+        return self._extreme(self.input_size(image), widest=True)
 
     def smallest(self, image: tuple[int, int] | None = None) -> Config:
         """Return the config with the narrowest stages and one local block in each."""
         return self._extreme(image or self.images[0], widest=False)
+
+    def input_size(self, image: tuple[int, int] | None) -> tuple[int, int]:
+        """Return a legal input size (height, width) in pixels: the one asked for, or the largest of the space.
+
+        Raises:
+            InvalidConfig: the space has no such size.
+        """
+        if image is None:
+            return self.images[-1]
+        if image not in self.images:
+            legal = ", ".join(f"{height}x{width}" for height, width in self.images)
+            raise InvalidConfig(f"input size {image[0]}x{image[1]} is not in {self.name}: choose one of {legal}")
+        return image
 
     def sites(self, config: Config) -> tuple[Site, ...]:
         """Walk the config's network: blocks with their names and inputs, in execution order."""
@@ -98,11 +120,7 @@ class SearchSpace(Value):
             raise InvalidConfig(
                 f"config belongs to space {config.space}, not to {self.name} ({self.id}): use its own space"
             )
-        if config.image not in self.images:
-            legal = ", ".join(f"{height}x{width}" for height, width in self.images)
-            raise InvalidConfig(
-                f"input size {config.image[0]}x{config.image[1]} is not in {self.name}: choose one of {legal}"
-            )
+        self.input_size(config.image)
         for number, (stage, choices) in enumerate(zip(config.stages, self.stages, strict=True), start=1):
             _check_stage(number, stage, choices)
         for number, (low, high) in enumerate(pairwise(config.widths), start=1):
@@ -121,23 +139,32 @@ class SearchSpace(Value):
             return False
         return True
 
-    def neighbours(self, config: Config) -> Iterator[tuple["Move", Config]]:
-        """Yield every legal single reduction: one local block removed, or one stage one step narrower."""
+    def moves(self, config: Config) -> Iterator[tuple["Move", Config]]:
+        """Yield every legal single reduction: one local block removed, or one stage narrowed, the widest first.
+
+        Raises:
+            InvalidConfig: the config is not one of the space.
+        """
+        self.check(config)
         for index, (stage, choices) in enumerate(zip(config.stages, self.stages, strict=True)):
             for slot, kind in enumerate(stage.slots):
                 if kind is not Kind.IDENTITY and stage.depth > 1:
                     slots = (*stage.slots[:slot], Kind.IDENTITY, *stage.slots[slot + 1 :])
                     emptied = stage.model_copy(update={"slots": slots})
                     yield Move(stage=index + 1, slot=slot, kind=kind), config.with_stage(index, emptied)
-            narrower = [width for width in choices.widths if width < stage.width]
-            if narrower:
-                narrowed = config.with_stage(index, stage.model_copy(update={"width": narrower[-1]}))
-                if self.contains(narrowed):
-                    yield Move(stage=index + 1, width=narrower[-1]), narrowed
+            floor = config.widths[index - 1] if index else 0
+            for width in reversed(choices.widths):
+                if floor <= width < stage.width:
+                    narrowed = stage.model_copy(update={"width": width})
+                    yield Move(stage=index + 1, width=width), config.with_stage(index, narrowed)
 
     def all_blocks(self, image: tuple[int, int] | None = None) -> tuple[Block, ...]:
-        """List every distinct block a config may need (at one input size, or at all): the rows a table must hold."""
-        images = (image,) if image else self.images
+        """List every distinct block a config may need (at one input size, or at all): the rows a table must hold.
+
+        Raises:
+            InvalidConfig: the space has no such input size.
+        """
+        images = (self.input_size(image),) if image else self.images
         found: dict[Block, None] = {}
         for size in images:
             for config in self.covering_configs(size):
@@ -152,9 +179,8 @@ class SearchSpace(Value):
         """
         for index in range(3):
             for low, high in product(self.stages[index].widths, self.stages[index + 1].widths):
-                widths = self._widths_around(index, low, high)
-                if widths is not None:
-                    yield from self._covering_slots(image, widths)
+                if low <= high:
+                    yield from self._covering_slots(image, self._widths_around(index, low, high))
 
     def _covering_slots(self, image: tuple[int, int], widths: tuple[int, ...]) -> Iterator[Config]:
         patterns = [_patterns(choices) for choices in self.stages]
@@ -166,20 +192,13 @@ class SearchSpace(Value):
             ]
             yield self._config(image, stages)
 
-    def _widths_around(self, index: int, low: int, high: int) -> tuple[int, ...] | None:
-        if low > high:
-            return None
+    def _widths_around(self, index: int, low: int, high: int) -> tuple[int, ...]:
+        """Return legal widths of all stages with `low` and `high` in two: floors and ceilings never fall."""
         widths = {index: low, index + 1: high}
         for stage in range(index - 1, -1, -1):
-            legal = [width for width in self.stages[stage].widths if width <= widths[stage + 1]]
-            if not legal:
-                return None
-            widths[stage] = legal[-1]
+            widths[stage] = max(width for width in self.stages[stage].widths if width <= widths[stage + 1])
         for stage in range(index + 2, 4):
-            legal = [width for width in self.stages[stage].widths if width >= widths[stage - 1]]
-            if not legal:
-                return None
-            widths[stage] = legal[0]
+            widths[stage] = min(width for width in self.stages[stage].widths if width >= widths[stage - 1])
         return tuple(widths[stage] for stage in range(4))
 
     def _extreme(self, image: tuple[int, int], *, widest: bool) -> Config:
@@ -195,11 +214,6 @@ class SearchSpace(Value):
     def _config(self, image: tuple[int, int], stages: list[Stage]) -> Config:
         first, second, third, fourth = stages
         return Config(space=self.id, image=image, stages=(first, second, third, fourth))
-
-    @cached_property
-    def slot_count(self) -> int:
-        """Number of local slots in all four stages."""
-        return sum(choices.slots for choices in self.stages)
 
 
 class Move(Value):

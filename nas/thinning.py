@@ -1,19 +1,21 @@
 """Device-adaptive model thinning (paper section 4.3 step 3, Algorithm 1 lines 13-19).
 
-Start from the supernet's best path and, while the predicted latency exceeds the budget, apply the evolution that loses
+Start from the supernet's best path and, while the predicted latency exceeds the budget, apply the move that loses
 least per frame per second gained. The paper sums a table of FPS; FPS does not add, so the loop runs on latency.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from pydantic import Field
 
 from nas.blocks import Kind
 from nas.budgets import Budget
 from nas.config import Config, Stage
-from nas.errors import BudgetUnreachable, ThinningExhausted
-from nas.exact import fastest
-from nas.importance import Aggregate, Importance
+from nas.errors import BudgetUnmet, InvalidQuality, ThinningExhausted
+from nas.exact import fastest, unreachable
+from nas.importance import Aggregate, Importance, PerKind
 from nas.latency import LatencyModel
 from nas.quality import Quality
 from nas.space import Move, SearchSpace
@@ -22,24 +24,28 @@ from nas.values import Value
 Stages = Literal["least_important", "all"]
 
 
+_ROUNDING = 1e-9
+"""Share of the current FPS up to which a gain is the rounding of a sum, and no gain."""
+
+
 class Candidate(Value):
-    """A legal evolution of the current config and what it buys.
+    """A legal move from the current config and what it buys.
 
     Attributes:
         move: the reduction.
         config: what it leads to.
         latency_ms: predicted latency of that config.
-        score: quality of that config.
+        quality: quality of that config.
         drop: quality lost against the current config; negative when the move improves it.
-        fps_gained: frames per second gained against the current config.
+        fps_gained: frames per second gained against the current config, always positive.
     """
 
     move: Move
     config: Config
     latency_ms: float
-    score: float
+    quality: float
     drop: float
-    fps_gained: float
+    fps_gained: float = Field(gt=0)
 
     @property
     def price(self) -> float:
@@ -55,11 +61,22 @@ class Step(Value):
 
 
 class Trail(Value):
-    """The whole thinning: where it started and every step to the answer."""
+    """The whole thinning: what was asked, by which rule, where it started and every step to the answer.
 
+    Attributes:
+        budget: what had to hold.
+        stages: the rule that chose the stages to touch.
+        aggregate: how the importance of a stage's blocks was put together; `least_important` goes by it.
+        start: the supernet's best path, with its predicted latency and its quality.
+        steps: the moves, in order.
+    """
+
+    budget: Budget
+    stages: Stages
+    aggregate: Aggregate
     start: Config
     start_latency_ms: float
-    start_score: float
+    start_quality: float
     steps: tuple[Step, ...]
 
     @property
@@ -73,9 +90,9 @@ class Trail(Value):
         return self.steps[-1].taken.latency_ms if self.steps else self.start_latency_ms
 
     @property
-    def score(self) -> float:
+    def quality(self) -> float:
         """Quality of the answer."""
-        return self.steps[-1].taken.score if self.steps else self.start_score
+        return self.steps[-1].taken.quality if self.steps else self.start_quality
 
 
 def thin(
@@ -89,16 +106,18 @@ def thin(
     stages: Stages = "least_important",
     aggregate: Aggregate = "sum",
 ) -> Trail:
-    """Thin the supernet's best path until the budget holds, margin included.
+    """Thin the supernet's best path at one input size (the largest by default) until the budget holds, margin included.
 
     `stages="least_important"` is the paper's rule: only the least important stage that can still shrink is touched (and
-    the least important block of all, its LR). `"all"` considers the evolutions of every stage. Each step removes a
-    block or narrows a stage and strictly lowers the predicted latency, so the loop ends.
+    the least important block of all, its LR). `"all"` considers the moves of every stage. Each step removes a
+    block or narrows a stage, so the loop ends after at most `slots + widths` steps.
 
     Raises:
         BudgetUnreachable: no config of the space is fast enough.
-        ThinningExhausted: some config is fast enough, but not one that these reductions lead to.
-        MissingBlocks: the table lacks a row that a candidate needs.
+        ThinningExhausted: some config is, but no sequence of these steps leads there.
+        InvalidConfig: the importance belongs to another space, or the space has no such input size.
+        InvalidQuality: the quality of a config is not a finite number.
+        MissingBlocks: the table does not cover a config on the way.
     """
     problem = _Problem(space, latency, importance, quality, stages, aggregate)
     start = current = problem.state(best_path(space, importance, image=image))
@@ -109,12 +128,24 @@ def thin(
             raise _out_of_moves(problem, budget, current)
         taken = min(candidates, key=_preference)
         steps.append(Step(taken=taken, alternatives=tuple(c for c in candidates if c is not taken)))
-        current = _State(taken.config, taken.latency_ms, taken.score)
-    return Trail(start=start.config, start_latency_ms=start.latency_ms, start_score=start.score, steps=tuple(steps))
+        current = _State(taken.config, taken.latency_ms, taken.quality)
+    return Trail(
+        budget=budget,
+        stages=stages,
+        aggregate=aggregate,
+        start=start.config,
+        start_latency_ms=start.latency_ms,
+        start_quality=start.quality,
+        steps=tuple(steps),
+    )
 
 
 def best_path(space: SearchSpace, importance: Importance, *, image: tuple[int, int] | None = None) -> Config:
-    """Return the full-depth, full-width config with the most probable kind in every slot (identity apart)."""
+    """Return the full-depth, full-width config with the most probable kind in every slot (identity apart).
+
+    Raises:
+        InvalidConfig: the importance belongs to another space, or the space has no such input size.
+    """
     importance.check(space)
     config = space.largest(image)
     for index, logits in enumerate(importance.stages):
@@ -127,8 +158,8 @@ def best_path(space: SearchSpace, importance: Importance, *, image: tuple[int, i
     return space.check(config)
 
 
-def _most_probable(logits: dict[Kind, float]) -> Kind:
-    return max((kind for kind in sorted(logits) if kind is not Kind.IDENTITY), key=lambda kind: logits[kind])
+def _most_probable(logits: PerKind) -> Kind:
+    return max((kind for kind in logits if kind is not Kind.IDENTITY), key=lambda kind: logits[kind])
 
 
 class _State(NamedTuple):
@@ -136,7 +167,15 @@ class _State(NamedTuple):
 
     config: Config
     latency_ms: float
-    score: float
+    quality: float
+
+
+class _Faster(NamedTuple):
+    """A move that gains speed, not yet judged by quality."""
+
+    move: Move
+    config: Config
+    latency_ms: float
 
 
 @dataclass(frozen=True)
@@ -151,57 +190,84 @@ class _Problem:
     aggregate: Aggregate
 
     def state(self, config: Config) -> _State:
-        """Predict and score a config."""
-        return _State(config, self.latency.predict_ms(self.space.blocks(config)), self.quality(config))
+        """Predict and judge a config."""
+        return _State(config, self.predict_ms(config), self.judge(config))
+
+    def predict_ms(self, config: Config) -> float:
+        """Predict the latency of a config."""
+        return self.latency.predict_ms(self.space.blocks(config))
+
+    def judge(self, config: Config) -> float:
+        """Ask for the quality of a config."""
+        quality = self.quality(config)
+        if not math.isfinite(quality):
+            raise InvalidQuality(
+                f"the quality of config {config.id} is {quality}, no finite number: repair its measure"
+            )
+        return quality
 
     def candidates(self, current: _State) -> tuple[Candidate, ...]:
-        """List the evolutions that gain speed: of the least important stage that has one, or of all stages."""
-        faster: dict[int, list[Candidate]] = {}
-        for move, evolved in _evolutions(self.space, self.importance, current.config):
-            # Latency first: quality may be a measured AP that takes seconds.
-            latency_ms = self.latency.predict_ms(self.space.blocks(evolved))
-            if latency_ms < current.latency_ms:
-                candidate = _candidate(move, current, _State(evolved, latency_ms, self.quality(evolved)))
-                faster.setdefault(move.stage, []).append(candidate)
-        if self.stages == "all" or not faster:
-            return tuple(candidate for found in faster.values() for candidate in found)
-        least = min(faster, key=lambda number: self._stage_importance(current.config, number))
-        return tuple({c.config.id: c for c in (*faster[least], *self._layer_reduction(faster))}.values())
+        """List the moves that gain speed: of the least important stage that has one, or of all stages.
 
-    def _stage_importance(self, config: Config, number: int) -> float:
-        return self.importance.stage_importance(number, _alive(config, number), aggregate=self.aggregate)
+        Quality is asked last and only of these: it may be a measured AP that takes seconds.
+        """
+        faster = self._faster(current)
+        if self.stages == "least_important" and faster:
+            faster = self._of_least_important_stage(current.config, faster)
+        return tuple(self._candidate(current, one) for one in faster)
 
-    def _layer_reduction(self, faster: dict[int, list[Candidate]]) -> list[Candidate]:
-        """LR of Algorithm 1: the removal of the block of globally least M, whatever its stage."""
-        removals = [c for found in faster.values() for c in found if c.move.slot is not None]
-        return sorted(removals, key=lambda c: self.importance.block_importance(c.move.stage, c.move.slot or 0))[:1]
+    def _faster(self, current: _State) -> list[_Faster]:
+        """List the paper's moves that gain speed, of every stage.
+
+        IR: empty the slot of least M. SR: remove the first SWMSA. WMR: remove the first WMSA. WR: narrow to the next
+        width that is faster; tables exist in which a width is slower than the one above.
+        """
+        slots = {number: _movable_slots(self.importance, current.config, number) for number in range(1, 5)}
+        found: list[_Faster] = []
+        narrowed: set[int] = set()
+        for move, config in self.space.moves(current.config):
+            considered = move.slot in slots[move.stage] if move.width is None else move.stage not in narrowed
+            if not considered:
+                continue
+            latency_ms = self.predict_ms(config)
+            if _fps_gained(current.latency_ms, latency_ms) > _ROUNDING * 1000 / current.latency_ms:
+                found.append(_Faster(move, config, latency_ms))
+                narrowed |= {move.stage} if move.width is not None else set()
+        return found
+
+    def _of_least_important_stage(self, config: Config, faster: list[_Faster]) -> list[_Faster]:
+        """Keep the moves of the least important stage, and LR of Algorithm 1: the removal of least M in any stage."""
+        least = min(
+            {one.move.stage for one in faster},
+            key=lambda number: (
+                self.importance.stage_importance(number, _alive(config, number), aggregate=self.aggregate),
+                number,
+            ),
+        )
+        removals = [(one.move.stage, one.move.slot) for one in faster if one.move.slot is not None]
+        reduced = min(removals, key=lambda place: self.importance.block_importance(*place), default=None)
+        return [one for one in faster if one.move.stage == least or (one.move.stage, one.move.slot) == reduced]
+
+    def _candidate(self, current: _State, faster: _Faster) -> Candidate:
+        quality = self.judge(faster.config)
+        return Candidate(
+            move=faster.move,
+            config=faster.config,
+            latency_ms=faster.latency_ms,
+            quality=quality,
+            drop=current.quality - quality,
+            fps_gained=_fps_gained(current.latency_ms, faster.latency_ms),
+        )
 
 
-def _candidate(move: Move, current: _State, evolved: _State) -> Candidate:
-    return Candidate(
-        move=move,
-        config=evolved.config,
-        latency_ms=evolved.latency_ms,
-        score=evolved.score,
-        drop=current.score - evolved.score,
-        fps_gained=1000 / evolved.latency_ms - 1000 / current.latency_ms,
-    )
+def _fps_gained(before_ms: float, after_ms: float) -> float:
+    return 1000 / after_ms - 1000 / before_ms
 
 
-def _evolutions(space: SearchSpace, importance: Importance, config: Config) -> Iterator[tuple[Move, Config]]:
-    """Yield the paper's evolutions of every stage.
-
-    IR: empty the slot of least M. SR: remove the first SWMSA. WMR: remove the first WMSA. WR: narrow by one step.
-    """
-    for move, evolved in space.neighbours(config):
-        if move.slot is None or move.slot in _evolving_slots(importance, config, move.stage):
-            yield move, evolved
-
-
-def _evolving_slots(importance: Importance, config: Config, number: int) -> set[int]:
-    alive = _alive(config, number)
+def _movable_slots(importance: Importance, config: Config, number: int) -> set[int]:
+    """Return the slots of a stage that IR, SR and WMR would empty."""
     slots = config.stages[number - 1].slots
-    least = min(alive, key=lambda slot: importance.block_importance(number, slot))
+    least = min(_alive(config, number), key=lambda slot: importance.block_importance(number, slot))
     return {least} | {slots.index(kind) for kind in (Kind.SWMSA, Kind.WMSA) if kind in slots}
 
 
@@ -216,15 +282,15 @@ def _preference(candidate: Candidate) -> tuple[bool, float, str]:
     return (not free, -candidate.fps_gained if free else candidate.price, candidate.config.id)
 
 
-def _out_of_moves(problem: _Problem, budget: Budget, current: _State) -> BudgetUnreachable:
+def _out_of_moves(problem: _Problem, budget: Budget, current: _State) -> BudgetUnmet:
     latency = problem.latency
     quickest = fastest(problem.space, latency, image=current.config.image)
-    bound_ms = quickest.latency_ms * (1 + latency.margin)
-    if bound_ms > budget.latency_ms:
-        return BudgetUnreachable(target_ms=budget.latency_ms, fastest_ms=bound_ms, binding=quickest.binding)
+    if not latency.holds(quickest.latency_ms, budget.latency_ms):
+        return unreachable(problem.space, latency, budget, quickest)
     return ThinningExhausted(
         target_ms=budget.latency_ms,
-        fastest_ms=bound_ms,
+        fastest_ms=quickest.latency_ms * (1 + latency.margin),
         binding=quickest.binding,
+        image=quickest.config.image,
         reached_ms=current.latency_ms * (1 + latency.margin),
     )

@@ -15,7 +15,7 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def canonical_json(self) -> str:
-        """Serialise with sorted keys, no spaces and no default-less `None`s: the text that `id` hashes."""
+        """Serialise with sorted keys, without spaces and without fields that are None: the text that `id` hashes."""
         return json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
 
     @cached_property

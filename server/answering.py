@@ -50,10 +50,13 @@ class Problem:
         """Find an answer that is predicted to meet the target, margin included.
 
         Raises:
-            BudgetUnreachable: no config is fast enough, or thinning alone does not get there.
+            BudgetUnmet: no config is fast enough, or thinning alone does not get there.
+            InvalidConfig: the space has no such input size.
         """
-        budget, solver = Budget.from_fps(self.parameters.target_fps), self.parameters.solver
-        return solve(self.space, self.latency(calibration), self.importance, budget, solver=solver)
+        asked = self.parameters
+        budget = Budget.from_fps(asked.target_fps)
+        latency = self.latency(calibration)
+        return solve(self.space, latency, self.importance, budget, solver=asked.solver, image=asked.image)
 
 
 @dataclass(frozen=True)
@@ -81,30 +84,41 @@ class Solution:
 
 
 def solve(
-    space: SearchSpace, latency: LatencyModel, importance: Importance, budget: Budget, *, solver: Solver
+    space: SearchSpace,
+    latency: LatencyModel,
+    importance: Importance,
+    budget: Budget,
+    *,
+    solver: Solver,
+    image: tuple[int, int] | None = None,
 ) -> Solution:
     """Find a config that meets the budget, margin included, with the chosen solver.
 
+    `image` is an input size of the space, its largest by default.
+
     Raises:
-        BudgetUnreachable: no config is fast enough, or thinning alone does not get there.
+        BudgetUnmet: no config is fast enough, or thinning alone does not get there.
+        InvalidConfig: the space has no such input size.
     """
     score = AdditiveScore.from_importance(space, importance)
-    best = optimum(space, latency, score, budget)
+    best = optimum(space, latency, score, budget, image=image)
     match solver:
         case "exact":
             return Solution(best.config, best.latency_ms, best.score, best, None)
         case "thin_all_stages":
-            trail = thin(space, latency, importance, score, budget, stages="all")
+            trail = thin(space, latency, importance, score, budget, image=image, stages="all")
         case "thin_paper":
-            trail = thin(space, latency, importance, score, budget, stages="least_important")
+            trail = thin(space, latency, importance, score, budget, image=image, stages="least_important")
         case _:
             assert_never(solver)
-    return Solution(trail.answer, trail.latency_ms, trail.score, best, trail)
+    return Solution(trail.answer, trail.latency_ms, trail.quality, best, trail)
 
 
-def front_json(space: SearchSpace, latency: LatencyModel, importance: Importance) -> list[Json]:
-    """Return the Pareto front as latency and score, evenly thinned out when it is long."""
-    points = front(space, latency, AdditiveScore.from_importance(space, importance))
+def front_json(
+    space: SearchSpace, latency: LatencyModel, importance: Importance, *, image: tuple[int, int] | None = None
+) -> list[Json]:
+    """Return the Pareto front at one input size as latency and score, evenly thinned out when it is long."""
+    points = front(space, latency, AdditiveScore.from_importance(space, importance), image=image)
     step = max(1, -(-len(points) // FRONT_POINTS))
     shown = [*points[:-1:step], points[-1]]
     return [point_json(point.latency_ms, point.score) for point in shown]
@@ -119,13 +133,13 @@ def trail_json(trail: Trail | None) -> list[Json]:
     """Write the thinning step by step: where it started, each move, and what was passed over."""
     if trail is None:
         return []
-    first = {"label": "the supernet's best path", **point_json(trail.start_latency_ms, trail.start_score)}
+    first = {"label": "the supernet's best path", **point_json(trail.start_latency_ms, trail.start_quality)}
     return [
         first,
         *(
             {
                 "label": step.taken.move.label,
-                **point_json(step.taken.latency_ms, step.taken.score),
+                **point_json(step.taken.latency_ms, step.taken.quality),
                 "drop": step.taken.drop,
                 "fps_gained": step.taken.fps_gained,
                 "alternatives": [
@@ -183,7 +197,9 @@ def answer_json(
             "config_id": solution.optimum.config.id,
             **point_json(solution.optimum.latency_ms, solution.optimum.score),
         },
-        "front": front_json(problem.space, problem.latency(calibration), problem.importance),
+        "front": front_json(
+            problem.space, problem.latency(calibration), problem.importance, image=solution.config.image
+        ),
         "trail": trail_json(solution.trail),
         "first_round_error_percent": rounds[0].get("error_percent"),
         "rounds": list(rounds),

@@ -19,6 +19,7 @@ from server.cli_options import (
     DataOption,
     DetachOption,
     DeviceOption,
+    ImageOption,
     JsonOption,
     SecondsOption,
     SeedOption,
@@ -28,6 +29,7 @@ from server.cli_options import (
     TokenOption,
     connect,
     fail,
+    input_size,
 )
 from server.cli_tables import table_app
 
@@ -181,6 +183,7 @@ def thin(
     verify: Annotated[bool, typer.Option(help="Export, score and measure the answer, and correct it.")] = True,
     solver: Annotated[str, typer.Option(help="thin_all_stages, thin_paper or exact.")] = "thin_all_stages",
     threads: ThreadsOption = 1,
+    image: ImageOption = None,
     edition: Annotated[str | None, typer.Option(help="Table edition; default: the newest.")] = None,
     max_rounds: Annotated[int, typer.Option(min=1, max=10, help="Measured rounds before a miss is final.")] = 3,
     measure_seconds: SecondsOption = None,
@@ -201,7 +204,7 @@ def thin(
         "solver": solver,
         "threads": threads,
         "max_rounds": max_rounds,
-    } | _given(edition=edition, measure_seconds=measure_seconds)
+    } | _given(image=input_size(image), edition=edition, measure_seconds=measure_seconds)
     with connect(server, token, data) as client:
         _run_job(client, "thin", parameters, detach=detach)
 

@@ -1,5 +1,6 @@
 """What the commands of `heatnas` share: their options, the way to the server, and how they fail."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,12 @@ SecondsOption = Annotated[
         show_default=False,
     ),
 ]
+ImageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW", help="Input size, such as 320x320; default: the largest of the space.", show_default=False
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -56,6 +63,16 @@ def find_token(token: str | None, data: Path) -> str:
             f"no token: {path} cannot be read ({error.strerror}). Give --token (or HEATNAS_TOKEN), or --data with the "
             "folder of a server on this machine"
         )
+
+
+def input_size(text: str | None) -> tuple[int, int] | None:
+    """Read an input size that was given as HxW, height first; whether the space has it is for the server to say."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if found is None:
+        fail(f"--image {text} is not an input size: write height x width in pixels, such as 320x320")
+    return int(found[1]), int(found[2])
 
 
 @contextmanager

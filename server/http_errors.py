@@ -20,7 +20,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     nas.InvalidConfig: HTTPStatus.UNPROCESSABLE_ENTITY,
     nas.InvalidBudget: HTTPStatus.UNPROCESSABLE_ENTITY,
     nas.MissingBlocks: HTTPStatus.CONFLICT,
-    nas.BudgetUnreachable: HTTPStatus.CONFLICT,
+    nas.BudgetUnmet: HTTPStatus.CONFLICT,
     tables.UnknownDevice: HTTPStatus.NOT_FOUND,
     tables.UnknownEdition: HTTPStatus.NOT_FOUND,
     tables.UnknownMeasurement: HTTPStatus.NOT_FOUND,
@@ -61,7 +61,7 @@ def status_of(error: Exception) -> HTTPStatus:
 def body_of(error: Exception) -> dict[str, Any]:
     """Write an error as the one JSON shape, with the numbers a program needs."""
     body: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
-    if isinstance(error, nas.BudgetUnreachable):
+    if isinstance(error, nas.BudgetUnmet):
         body |= {
             "target_fps": 1000 / error.target_ms,
             "fastest_fps": 1000 / error.fastest_ms,

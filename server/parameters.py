@@ -71,6 +71,9 @@ class ThinParameters(Parameters):
     verify: bool = Field(True, description="Export the answer, measure it whole on the device, correct and repeat.")
     solver: Solver = "thin_all_stages"
     threads: Threads = 1
+    image: tuple[int, int] | None = Field(
+        None, description="Input height and width in pixels, a size of the space; its largest by default."
+    )
     edition: str | None = Field(None, description="Table edition to answer from; the newest by default.")
     max_rounds: int = Field(3, ge=1, le=10, description="Verified rounds before a miss is reported as a miss.")
     measure_seconds: Seconds = MEASURE_SECONDS

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lookup_tables.calibration import Calibration
-from nas.errors import BudgetUnreachable
+from nas.errors import BudgetUnmet
 from server.answering import Problem, Solution, answer_json, config_json, round_json
 from server.choosing import choose_table
 from server.context import Context
@@ -32,7 +32,8 @@ def thin(context: Context, parameters: ThinParameters) -> Json:
     """Answer with a config, verified on the device unless told otherwise.
 
     Raises:
-        BudgetUnreachable: no config is fast enough by the table as it was calibrated.
+        BudgetUnmet: no config is fast enough by the table as it was calibrated, or thinning alone does not get there.
+        InvalidConfig: the space has no such input size.
         UnknownEdition, MissingBlocks: there is no table to answer from.
     """
     start = context.step("start", partial(_start, context, parameters))
@@ -53,7 +54,7 @@ def thin(context: Context, parameters: ThinParameters) -> Json:
             break
         try:
             attempts.append(_attempt(context, problem, revision, number + 1))
-        except BudgetUnreachable as error:
+        except BudgetUnmet as error:
             reason = f"by the corrected calibration {error}"
             break
     return context.step("answer", partial(_answer, context, problem, attempts, reason))

@@ -11,8 +11,7 @@ from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from nas.budgets import Budget
-from nas.errors import BudgetUnreachable
-from nas.exact import fastest
+from nas.exact import fastest, unreachable
 from nas.space import SearchSpace, named_space
 from server.choosing import choose_table
 from server.database import Job, JobEvent, JobState
@@ -130,6 +129,7 @@ def check_reachable(services: Services, parameters: ThinParameters, space: Searc
 
     Raises:
         UnknownDevice, UnknownEdition: there is no such table.
+        InvalidConfig: the space has no such input size.
         MissingBlocks: it does not cover the space.
         BudgetUnreachable: names the fastest FPS and the block that binds.
     """
@@ -137,13 +137,9 @@ def check_reachable(services: Services, parameters: ThinParameters, space: Searc
     services.tables.device(parameters.device)
     table = choose_table(services.tables, parameters, space)
     latency = services.tables.calibration(table.edition).latency_model(table)
-    quickest = fastest(space, latency)
+    quickest = fastest(space, latency, image=parameters.image)
     if not latency.holds(quickest.latency_ms, budget.latency_ms):
-        raise BudgetUnreachable(
-            target_ms=budget.latency_ms,
-            fastest_ms=quickest.latency_ms * (1 + latency.margin),
-            binding=quickest.binding,
-        )
+        raise unreachable(space, latency, budget, quickest)
 
 
 @router.get("/jobs", summary="List the jobs", tags=["jobs"], responses=example({"items": [JOB], "total": 1}))

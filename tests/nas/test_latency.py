@@ -1,6 +1,9 @@
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nas.budgets import Budget
 from nas.errors import InvalidBudget, MissingBlocks
@@ -19,6 +22,15 @@ def test_prediction_is_slope_times_rows_and_fetching_with_repeats(space: SearchS
     assert model.bound_ms([block, block]) == pytest.approx(6.6)
     assert model.holds(6.0, 6.61)
     assert not model.holds(6.0, 6.59)
+
+
+@given(seed=st.integers(0, 2**32), rows=st.lists(st.floats(0, 1e3), min_size=40, max_size=40))
+def test_a_sum_is_the_same_in_every_order_and_grouping(space: SearchSpace, seed: int, rows: list[float]) -> None:
+    blocks = space.blocks(space.largest())
+    model = LatencyModel(dict(zip(blocks, rows, strict=False)), fetch_ms_per_mib=0.03)
+    shuffled = [blocks[index] for index in np.random.default_rng(seed).permutation(len(blocks))]
+    half = len(shuffled) // 2
+    assert model.sum_ms(blocks) == model.sum_ms(shuffled[:half]) + model.sum_ms(shuffled[half:])
 
 
 def test_each_row_missed_in_turn_is_named_and_never_counts_as_zero(space: SearchSpace) -> None:
@@ -45,7 +57,7 @@ def test_budget_is_latency_and_fps_is_derived() -> None:
     assert Budget(latency_ms=8).fps == 125
 
 
-@pytest.mark.parametrize("fps", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize("fps", [0, -1, math.nan, math.inf, 1e-306])
 def test_budget_refuses_what_no_detector_can_run_at(fps: float) -> None:
-    with pytest.raises(InvalidBudget, match=rf"target_fps {fps} is not a positive finite number: ask for frames"):
+    with pytest.raises(InvalidBudget, match=rf"target_fps {fps} is not a positive number of frames that each take"):
         Budget.from_fps(fps)

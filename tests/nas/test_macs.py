@@ -35,6 +35,12 @@ def test_table_3_at_the_sizes_of_the_space_belongs_to_the_space() -> None:
         named_config("heatdetr-huge", SPACE, image=(640, 640))
 
 
+def test_a_detector_of_table_3_is_refused_by_a_space_that_cannot_hold_it() -> None:
+    nano = named_space("heatdetr-nano", classes=80)
+    with pytest.raises(InvalidConfig, match="stage 1 width 192 is not one of the space's widths: choose one of 32, 64"):
+        named_config("heatdetr-large", nano, image=(192, 192))
+
+
 def block(kind: Kind, channels_in: int, channels_out: int, height: int, width: int, kept: int | None = None) -> Block:
     return Block(
         kind=kind, channels_in=channels_in, channels_out=channels_out, height=height, width=width,

@@ -1,3 +1,6 @@
+from collections import Counter
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,8 +11,10 @@ from nas.blocks import Block, Kind
 from nas.config import Config
 from nas.errors import InvalidConfig, UnknownSpace
 from nas.macs import gmacs
+from nas.network import Structure
 from nas.sampling import random_config
 from nas.space import SPACE_NAMES, Move, SearchSpace, StageChoices, named_space
+from tests.planted_space import every_config, small_space
 
 SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES}
 BLOCKS = {name: frozenset(space.all_blocks()) for name, space in SPACES.items()}
@@ -32,16 +37,21 @@ def test_all_blocks_holds_nothing_that_no_config_needs(space: SearchSpace, confi
 @pytest.mark.parametrize("name", SPACE_NAMES)
 def test_site_stage_tells_the_only_widths_a_block_depends_on(name: str) -> None:
     space, rng = SPACES[name], np.random.default_rng(7)
-    for _ in range(20):
-        one, other = random_config(space, rng), random_config(space, rng)
-        other = other.model_copy(update={"image": one.image})
-        for site in space.sites(one):
-            index = site.stage - 1
-            low = max(0, index - 1)
-            same_widths = one.widths[low : index + 1] == other.widths[low : index + 1]
-            same_slots = one.stages[low : index + 1] == other.stages[low : index + 1]
-            if same_widths and same_slots:
-                assert site.block in space.blocks(other)
+    compared = dict.fromkeys((1, 2, 3, 4), 0)
+    for _ in range(40):
+        one, drawn = random_config(space, rng, image=space.images[0]), random_config(space, rng, image=space.images[0])
+        for number in compared:
+            kept = range(max(0, number - 2), number)
+            stages = tuple((one if index in kept else drawn).stages[index] for index in range(4))
+            other = one.model_copy(update={"stages": stages})
+            if space.contains(other) and other != one:
+                assert _blocks_of_stage(space, one, number) == _blocks_of_stage(space, other, number)
+                compared[number] += 1
+    assert min(compared.values()) > 0, compared
+
+
+def _blocks_of_stage(space: SearchSpace, config: Config, number: int) -> Counter[Block]:
+    return Counter(site.block for site in space.sites(config) if site.stage == number)
 
 
 def test_walk_names_are_unique_and_inputs_come_first() -> None:
@@ -70,7 +80,7 @@ def test_named_spaces_are_the_papers() -> None:
     space = SPACES["heatdetr"]
     assert space.largest().widths == (192, 192, 256, 384)
     assert tuple(stage.slots for stage in space.stages) == (2, 2, 18, 2)
-    assert space.slot_count == 24
+    assert sum(len(stage.slots) for stage in space.largest().stages) == 24
 
 
 def test_unknown_space_lists_those_there_are() -> None:
@@ -90,16 +100,77 @@ def test_widths_are_multiples_of_32(width: int, message: str) -> None:
         StageChoices(slots=1, widths=(width,))
 
 
-def test_a_space_whose_widths_fall_is_refused(space: SearchSpace) -> None:
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((96, 128), "stage 1 is 96 wide at its narrowest and stage 2 only 32: .* raise stage 2 to 96"),
+        ((32, 128), "stage 1 is 128 wide at its widest and stage 2 only 64: .* raise stage 2 to 128"),
+    ],
+)
+def test_a_space_whose_widths_fall_is_refused(space: SearchSpace, widths: tuple[int, ...], message: str) -> None:
     first, *rest = space.stages
-    wide = first.model_copy(update={"widths": (128,)})
-    with pytest.raises(ValidationError, match="widths must not fall from a stage to the next"):
+    wide = first.model_copy(update={"widths": widths})
+    with pytest.raises(ValidationError, match=message):
         SearchSpace(name="bad", structure=space.structure, stages=(wide, *rest), images=space.images)
+
+
+@pytest.mark.parametrize("field", ["local_kinds", "global_kinds"])
+def test_a_kind_is_a_choice_only_once(field: str) -> None:
+    kind = Kind.WMSA if field == "local_kinds" else Kind.XCA
+    with pytest.raises(ValidationError, match=f"kinds {kind}, {kind} repeat: name each once"):
+        StageChoices.model_validate({"slots": 1, "widths": (32,), field: (kind, kind)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 0}, "classes 0 must be at least 1: count the classes of the data"),
+        ({"context_kind": Kind.POOL}, "context_kind pool must be one of xca, attention"),
+        ({"keep": -0.5}, "keep -0.5 must be above 0 and at most 1: 1 keeps every token"),
+        ({"keep": 0.0}, "keep 0.0 must be above 0"),
+        ({"keep": 1.7}, "keep 1.7 must be above 0 and at most 1"),
+        ({"tcm_depths": (-1, 2)}, r"tcm_depths \(-1, 2\) must not be negative"),
+        ({"anchor_px": ()}, r"anchor_px \(\) must be positive sides in pixels: name at least one"),
+        ({"anchor_px": (32, 0)}, r"anchor_px \(32, 0\) must be positive sides"),
+    ],
+)
+def test_a_structure_that_no_detector_has_is_refused(
+    space: SearchSpace, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        space.structure.model_copy(update=change)
+
+
+def test_an_attention_block_keeps_at_least_one_token(space: SearchSpace) -> None:
+    sparse = space.structure.model_copy(update={"context_kind": Kind.ATTENTION, "keep": 1e-15})
+    kept = [block.kept_tokens for block in _sparse(space, sparse) if block.kind is Kind.ATTENTION]
+    assert kept
+    assert set(kept) == {1}
+
+
+def _sparse(space: SearchSpace, structure: Structure) -> tuple[Block, ...]:
+    other = space.model_copy(update={"structure": structure})
+    return other.blocks(other.largest())
 
 
 def test_input_sides_are_multiples_of_64(space: SearchSpace) -> None:
     with pytest.raises(ValidationError, match="input size 100x128: both sides must be positive multiples of 64"):
         space.model_copy(update={"images": ((100, 128),)})
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda space: space.largest((320, 320)),
+        lambda space: space.all_blocks((320, 320)),
+        lambda space: random_config(space, np.random.default_rng(0), image=(320, 320)),
+        lambda space: next(space.moves(space.largest().model_copy(update={"image": (320, 320)}))),
+    ],
+    ids=["largest", "all_blocks", "random_config", "moves"],
+)
+def test_an_input_size_outside_the_space_is_named(space: SearchSpace, ask: Callable[[SearchSpace], object]) -> None:
+    with pytest.raises(InvalidConfig, match="input size 320x320 is not in small: choose one of 64x128"):
+        ask(space)
 
 
 def _broken(config: Config, stage: int, **changes: object) -> Config:
@@ -130,12 +201,16 @@ def test_check_names_value_rule_and_next_action(space: SearchSpace) -> None:
             space.check(broken)
 
 
-def test_neighbours_are_the_legal_configs_one_reduction_away(space: SearchSpace, configs: list[Config]) -> None:
-    legal = set(configs)
-    for config in configs[::31]:
-        found = {neighbour for _, neighbour in space.neighbours(config)}
-        assert found <= legal
-        assert found == {other for other in legal if _one_reduction(config, other)}
+def test_moves_lead_to_the_legal_configs_one_reduction_away() -> None:
+    first, second, third, fourth = small_space().stages
+    wider = fourth.model_copy(update={"widths": (64, 96, 128)})
+    space = small_space().model_copy(update={"stages": (first, second, third, wider)})
+    legal = set(every_config(space))
+    for config in sorted(legal, key=lambda config: config.id)[::61]:
+        moves = list(space.moves(config))
+        assert {other for _, other in moves} == {other for other in legal if _one_reduction(config, other)}
+        narrowed = [move.width for move, _ in moves if move.width is not None and move.stage == 4]
+        assert narrowed == sorted(narrowed, reverse=True)
 
 
 def _one_reduction(config: Config, other: Config) -> bool:
@@ -144,7 +219,7 @@ def _one_reduction(config: Config, other: Config) -> bool:
         return False
     (before, after) = changed[0]
     if before.slots == after.slots and before.global_kind == after.global_kind:
-        return before.width - after.width == 32
+        return before.width > after.width
     emptied = [a is not b for a, b in zip(before.slots, after.slots, strict=True)]
     return (
         before.width == after.width

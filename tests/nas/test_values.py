@@ -1,11 +1,16 @@
-import json
-
 import pytest
 from pydantic import ValidationError
 
 from nas.blocks import Activation, Block, Kind, Layout
+from nas.budgets import Budget
 from nas.config import Config
-from nas.space import SearchSpace, named_space
+from nas.exact import fastest, front
+from nas.importance import Importance
+from nas.quality import AdditiveScore
+from nas.space import Move, SearchSpace, named_space
+from nas.thinning import best_path, thin
+from nas.values import Value
+from tests.planted_space import planted_importance, planted_latency
 
 
 def block(**changes: object) -> Block:
@@ -60,6 +65,48 @@ def test_values_refuse_unknown_fields_and_changes() -> None:
         block().height = 3
 
 
+def values_of(space: SearchSpace) -> list[Value]:
+    """One of each kind of value in the package, the parts of the others included."""
+    importance, latency = planted_importance(space, 0), planted_latency(space, 0)
+    score = AdditiveScore.from_importance(space, importance)
+    budget = Budget(latency_ms=0.9 * latency.predict_ms(space.blocks(best_path(space, importance))))
+    trail = thin(space, latency, importance, score, budget, stages="all")
+    whole = [
+        block(), space, importance, score, budget, trail, fastest(space, latency), front(space, latency, score)[0],
+        Move(stage=1, width=32),
+    ]  # fmt: skip
+    stages = [space.stages[0], importance.stages[0], score.stages[0], trail.start.stages[0]]
+    return [*whole, *stages, space.structure, importance.provenance, trail.steps[0], trail.steps[0].taken, trail.start]
+
+
+def test_every_value_of_the_package_is_frozen_hashable_and_survives_json(space: SearchSpace) -> None:
+    values = values_of(space)
+    assert {type(value) for value in values} == {
+        kind for kind in Value.__subclasses__() if kind.__module__.startswith("nas.")
+    }
+    for value in values:
+        read = type(value).model_validate_json(value.canonical_json())
+        assert (read, hash(read), read.id) == (value, hash(value), value.id)
+        for name in type(value).model_fields:
+            with pytest.raises(ValidationError, match="frozen"):
+                setattr(value, name, getattr(value, name))
+
+
+def test_trained_logits_cannot_be_changed_and_do_not_depend_on_their_order(space: SearchSpace) -> None:
+    importance = planted_importance(space, 0)
+    slot = importance.stages[0].slots[0]
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        slot[Kind.WMSA] = 99.0  # type: ignore[index]
+    turned = Importance.model_validate(importance.model_dump())
+    stages = [
+        stage.model_copy(update={"slots": tuple(dict(reversed(list(slot.items()))) for slot in stage.slots)})
+        for stage in turned.stages
+    ]
+    turned = turned.model_copy(update={"stages": tuple(stages)})
+    assert (turned, turned.id) == (importance, importance.id)
+    assert list(turned.slot_probability(1, 0).items()) == list(importance.slot_probability(1, 0).items())
+
+
 def test_kind_values_are_stored_in_tables_and_never_change() -> None:
     assert [kind.value for kind in Kind] == [
         "stem", "entry", "rep_cnn", "wmsa", "swmsa", "identity", "xca", "attention", "pool", "align", "sam", "scm",
@@ -70,4 +117,4 @@ def test_kind_values_are_stored_in_tables_and_never_change() -> None:
 def test_json_schema_describes_a_config() -> None:
     schema = Config.model_json_schema()
     assert schema["required"] == ["space", "image", "stages"]
-    assert json.dumps(schema)
+    assert schema["properties"]["stages"]["minItems"] == schema["properties"]["stages"]["maxItems"] == 4

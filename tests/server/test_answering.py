@@ -5,6 +5,7 @@ from nas.errors import BudgetUnreachable, ThinningExhausted
 from nas.exact import fastest, front
 from nas.quality import AdditiveScore
 from nas.space import SearchSpace, named_space
+from nas.thinning import best_path
 from server.answering import FRONT_POINTS, front_json, solve, trail_json
 from server.parameters import Solver
 from tests.planted_space import planted_importance, planted_latency
@@ -47,6 +48,19 @@ def test_a_budget_below_the_fastest_config_is_out_of_reach() -> None:
         solve(NANO, LATENCY, IMPORTANCE, budget(0.9), solver="exact")
     assert not isinstance(caught.value, ThinningExhausted)
     assert caught.value.fastest_ms == pytest.approx(budget(1).latency_ms)
+
+
+@pytest.mark.parametrize("solver", ["thin_all_stages", "thin_paper", "exact"])
+def test_an_answer_has_the_input_size_that_was_asked_for(solver: Solver) -> None:
+    space = NANO.model_copy(update={"images": ((128, 128), (192, 192))})
+    latency, importance = planted_latency(space, 1), planted_importance(space, 1)
+    limit = Budget(latency_ms=latency.bound_ms(space.blocks(best_path(space, importance))))
+    for image, wanted in ((None, (192, 192)), ((128, 128), (128, 128)), ((192, 192), (192, 192))):
+        solution = solve(space, latency, importance, limit, solver=solver, image=image)
+        assert (solution.config.image, solution.optimum.config.image) == (wanted, wanted)
+        shown = front_json(space, latency, importance, image=image)
+        best = front(space, latency, AdditiveScore.from_importance(space, importance), image=wanted)[-1]
+        assert shown[-1]["latency_ms"] == best.latency_ms
 
 
 def test_the_trail_starts_at_the_best_path_and_ends_at_the_answer() -> None:

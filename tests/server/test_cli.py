@@ -17,6 +17,7 @@ import pytest
 from nas.macs import weights_mib
 from nas.space import named_space
 from server.cli import app, missing_module
+from server.cli_options import input_size
 from server.handlers.profile import profile
 from server.local_stack import LocalStack
 from server.parameters import ProfileParameters
@@ -220,6 +221,23 @@ def test_a_refusal_is_one_line_with_the_next_action(stack: LocalStack) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("heatnas: device 'nowhere' is unknown: register it")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_input_size_is_read_as_height_by_width(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (input_size(None), input_size("192x256")) == (None, (192, 256))
+    for mistake in ("192", "192x", "0x192", "192x192x3", "axb"):
+        with pytest.raises(SystemExit):
+            input_size(mistake)
+        assert capsys.readouterr().err == (
+            f"heatnas: --image {mistake} is not an input size: write height x width in pixels, such as 320x320\n"
+        )
+
+
+def test_a_thinning_outside_the_input_sizes_is_refused_with_those_there_are(stack: LocalStack) -> None:
+    given = ("thin", "--device", DEVICE, "--target-fps", "5", "--image", "320x256")
+    done = heatnas(*given, "--server", stack.url, "--data", stack.data)
+    assert done.returncode == 1
+    assert done.stderr == "heatnas: input size 320x256 is not in heatdetr-nano: choose one of 192x192\n"
 
 
 def test_a_job_that_nobody_measures_is_cancelled(stack: LocalStack) -> None:

@@ -8,7 +8,7 @@ import pytest
 from lookup_tables.calibration import Source
 from lookup_tables.errors import UnknownEdition
 from nas.config import Config
-from nas.errors import BudgetUnreachable
+from nas.errors import BudgetUnreachable, InvalidConfig
 from nas.exact import fastest
 from server.answering import Problem
 from server.errors import UnknownSupernet
@@ -201,12 +201,18 @@ def test_a_target_that_a_correction_puts_out_of_reach_is_missed_with_the_reason(
         result = thin(context, parameters)
     assert (result["status"], len(result["rounds"])) == ("missed", 1)
     assert result["reason"].startswith("by the corrected calibration ")
-    assert "is out of reach: the fastest config of the space runs at" in result["reason"]
+    assert "is out of reach: the fastest config of the space at 192x192 runs at" in result["reason"]
 
 
 def test_an_unreachable_target_fails_with_the_fastest_fps(bench: Bench) -> None:
     parameters = asked(bench, share=1.2)
     with pytest.raises(BudgetUnreachable, match="is out of reach"):
+        thin(started(bench, parameters), parameters)
+
+
+def test_a_thinning_at_an_input_size_outside_the_space_is_refused(bench: Bench) -> None:
+    parameters = asked(bench, verify=False).model_copy(update={"image": (320, 320)})
+    with pytest.raises(InvalidConfig, match="input size 320x320 is not in heatdetr-nano: choose one of 192x192"):
         thin(started(bench, parameters), parameters)
 
 

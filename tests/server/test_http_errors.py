@@ -22,8 +22,8 @@ BLOCK = Block(kind=Kind.WMSA, channels_in=32, channels_out=32, height=8, width=1
 
 STATUS = {
     nas.errors: {
-        "NasError": 500, "UnknownSpace": 404, "InvalidConfig": 422, "InvalidBudget": 422, "MissingBlocks": 409,
-        "BudgetUnreachable": 409, "ThinningExhausted": 409,
+        "NasError": 500, "UnknownSpace": 404, "InvalidConfig": 422, "InvalidBudget": 422, "InvalidQuality": 500,
+        "MissingBlocks": 409, "BudgetUnmet": 409, "BudgetUnreachable": 409, "ThinningExhausted": 409,
     },
     lookup_tables.errors: {
         "TablesError": 409, "UnknownDevice": 404, "UnknownEdition": 404, "UnknownMeasurement": 404,
@@ -70,7 +70,7 @@ def test_an_error_takes_the_status_of_its_nearest_ancestor() -> None:
 
 
 def test_a_target_out_of_reach_carries_its_numbers() -> None:
-    error = BudgetUnreachable(target_ms=1.0, fastest_ms=4.0, binding="wmsa 32 @8x16")
+    error = BudgetUnreachable(target_ms=1.0, fastest_ms=4.0, binding="wmsa 32 @8x16", image=(64, 128))
     assert body_of(error) == {
         "error": "BudgetUnreachable",
         "message": str(error),
@@ -79,7 +79,7 @@ def test_a_target_out_of_reach_carries_its_numbers() -> None:
         "fastest_ms": 4.0,
         "binding": "wmsa 32 @8x16",
     }
-    exhausted = ThinningExhausted(target_ms=5.0, fastest_ms=4.0, binding="b", reached_ms=8.0)
+    exhausted = ThinningExhausted(target_ms=5.0, fastest_ms=4.0, binding="b", image=(64, 128), reached_ms=8.0)
     assert body_of(exhausted)["error"] == "ThinningExhausted"
     assert body_of(exhausted)["fastest_fps"] == 250.0
 

@@ -15,7 +15,12 @@ def test_every_kind_has_parameters_and_a_handler() -> None:
 
 @pytest.mark.parametrize(
     "parameters",
-    [TrainParameters(seed=3), ProfileParameters(device="bench", threads=2), ThinParameters.model_validate(THIN)],
+    [
+        TrainParameters(seed=3),
+        ProfileParameters(device="bench", threads=2),
+        ThinParameters.model_validate(THIN),
+        ThinParameters.model_validate({**THIN, "image": [192, 256]}),
+    ],
 )
 def test_parameters_survive_storage(parameters: Parameters) -> None:
     assert type(parameters).model_validate_json(parameters.model_dump_json()) == parameters
@@ -39,6 +44,7 @@ def test_a_typing_mistake_is_never_ignored(kind: str) -> None:
         ({"solver": "guess"}, "thin_all_stages"),
         ({"device": "../etc"}, "should match pattern"),
         ({"supernet": ""}, "at least 1 character"),
+        ({"image": [192]}, "Field required"),
     ],
 )
 def test_a_value_out_of_range_is_named(changes: dict[str, object], message: str) -> None:

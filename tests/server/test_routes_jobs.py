@@ -2,12 +2,14 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
 from lookup_tables.calibration import Point, fit
+from nas.exact import fastest
 from server.database import JobState
 from tests.server.webs import DEVICE, NANO, NOW, calibration, open_web, plant_supernet, plant_table, services
 
@@ -15,6 +17,11 @@ from tests.server.webs import DEVICE, NANO, NOW, calibration, open_web, plant_su
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     yield from open_web(tmp_path_factory.mktemp("web") / "data")
+
+
+@pytest.fixture
+def fresh_web(tmp_path: Path) -> Iterator[TestClient]:
+    yield from open_web(tmp_path / "data")
 
 
 def submit(web: TestClient) -> str:
@@ -110,6 +117,28 @@ def test_a_thinning_sent_again_is_not_judged_anew(web: TestClient) -> None:
     conflict = thin(web, "once", target_fps=2.0)
     assert (conflict.status_code, conflict.json()["error"]) == (409, "IdempotencyConflict")
     assert web.get("/v1/jobs", params={"kind": "thin"}).json()["total"] == 1
+
+
+def test_a_thinning_is_judged_at_the_input_size_it_asks_for(fresh_web: TestClient) -> None:
+    web = fresh_web
+    space = NANO.model_copy(update={"images": ((64, 64), (192, 192))})
+    plant_supernet(web, space)
+    edition = plant_table(web, space.all_blocks(), space)
+    tables = services(web).tables
+    latency = tables.calibration(edition).latency_model(tables.load(edition))
+    small, large = (
+        1000 / latency.bound_ms(space.blocks(fastest(space, latency, image=i).config)) for i in space.images
+    )
+    between = (small + large) / 2
+    refused = thin(web, "largest", target_fps=between)
+    assert (refused.status_code, refused.json()["error"]) == (409, "BudgetUnreachable")
+    assert "at 192x192 runs at" in refused.json()["message"]
+    assert "choose a smaller input size (64x64)" in refused.json()["message"]
+    taken = thin(web, "small", target_fps=between, image=[64, 64])
+    assert (taken.status_code, taken.json()["parameters"]["image"]) == (202, [64, 64])
+    unknown = thin(web, "other", image=[320, 320])
+    assert (unknown.status_code, unknown.json()["error"]) == (422, "InvalidConfig")
+    assert unknown.json()["message"].endswith("choose one of 64x64, 192x192")
 
 
 def test_a_key_is_short_and_not_empty(web: TestClient) -> None:

@@ -83,7 +83,7 @@ def test_a_job_succeeds_with_its_result(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("error", "name"),
     [
-        (BudgetUnreachable(target_ms=1, fastest_ms=2, binding="wmsa 96"), "BudgetUnreachable"),
+        (BudgetUnreachable(target_ms=1, fastest_ms=2, binding="wmsa 96", image=(64, 64)), "BudgetUnreachable"),
         (ChildFailed("the loss is nan", kind="TrainingDiverged"), "TrainingDiverged"),
     ],
 )
