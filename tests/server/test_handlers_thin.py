@@ -204,6 +204,20 @@ def test_a_target_that_a_correction_puts_out_of_reach_is_missed_with_the_reason(
     assert "is out of reach: the fastest config of the space at 192x192 runs at" in result["reason"]
 
 
+def test_a_target_that_a_correction_puts_out_of_reach_of_thinning_is_missed_with_that_reason(bench: Bench) -> None:
+    parameters = asked(bench, share=0.94)
+    foreseen = parameters.model_copy(update={"verify": False})
+    first = thin(started(bench, foreseen), foreseen)
+    predicted_fps = first["rounds"][0]["predicted_fps"]
+    bench.slowdown[f"network:{first['config_id']}"] = 1.02 * predicted_fps / parameters.target_fps
+    context = started(bench, parameters)
+    with bench.agent():
+        result = thin(context, parameters)
+    assert (result["status"], len(result["rounds"])) == ("missed", 1)
+    assert result["reason"].startswith("by the corrected calibration thinning ends at ")
+    assert result["reason"].endswith("use the exact solver.")
+
+
 def test_an_unreachable_target_fails_with_the_fastest_fps(bench: Bench) -> None:
     parameters = asked(bench, share=1.2)
     with pytest.raises(BudgetUnreachable, match="is out of reach"):
