@@ -151,7 +151,7 @@ def test_first_the_weights_move_then_r_alone(
             assert torch.equal(weight, settled), name
 
 
-@pytest.mark.parametrize(("steps", "total"), [(1, 2), (7, 10), (320, 432)])
+@pytest.mark.parametrize(("steps", "total"), [(1, 2), (7, 11), (320, 480)])
 def test_r_has_its_share_of_the_steps_and_at_least_one(steps: int, total: int) -> None:
     assert TrainSettings(steps=steps).total_steps == total
 
