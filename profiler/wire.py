@@ -162,6 +162,13 @@ class Renewed(Message):
     cancelled: tuple[Text, ...] = ()
 
 
+class Release(Message):
+    """POST /v1/leases/{lease_id}/release: nobody measures its tasks any more."""
+
+    crashed: bool = False
+    """The agent or its device died while it held the lease, instead of giving it back: its tasks are suspect."""
+
+
 class Timing(Message):
     """What was measured, raw samples included. Times in nanoseconds unless the name says milliseconds."""
 

@@ -17,6 +17,7 @@ from profiler.wire import (
     Failure,
     Lease,
     LeaseRequest,
+    Release,
     Renewal,
     Renewed,
     Result,
@@ -39,6 +40,8 @@ LOOK_SECONDS = 0.25
 
 MAX_RESULT_BYTES = 16 * 2**20
 """Largest result, raw samples included."""
+
+NOTHING_SAID = Release()
 
 ENROLMENT = {"device": "workbench", "protocol": 1, "agent_version": "0.1.0", "description": DESCRIPTION}
 ENROLLED = {
@@ -66,8 +69,11 @@ async def lease(
     asked: Annotated[LeaseRequest, Body(examples=[{"max_tasks": 32, "wait_seconds": 20}])],
     request: Request,
 ) -> Lease:
-    """Lease pending tasks of the agent's device, waiting up to `wait_seconds` for some; no thread is held meanwhile."""
-    deadline = time.monotonic() + asked.wait_seconds
+    """Lease pending tasks of the agent's device; wait for some up to `wait_seconds`, as far as the server allows.
+
+    No thread is held meanwhile.
+    """
+    deadline = time.monotonic() + min(asked.wait_seconds, services.terms.poll_seconds)
     found = await run_in_threadpool(_lease, services, agent_id, asked.max_tasks)
     while not found.tasks and time.monotonic() < deadline:
         await asyncio.sleep(LOOK_SECONDS)
@@ -106,10 +112,14 @@ def renew(
 @router.post(
     "/leases/{lease_id}/release", summary="Give a lease back", status_code=204, responses={204: {"description": "Done"}}
 )
-def release(services: Injected, lease_id: Text) -> Response:
+def release(
+    services: Injected,
+    lease_id: Text,
+    asked: Annotated[Release, Body(examples=[{"crashed": False}])] = NOTHING_SAID,
+) -> Response:
     """Return unfinished tasks at once instead of letting the lease run out."""
     with writing(services.database) as session:
-        leases.release(session, lease_id, now=services.clock())
+        leases.release(session, lease_id, asked, now=services.clock())
     return Response(status_code=204)
 
 
@@ -158,7 +168,7 @@ def report_failure(
 ) -> dict[str, str]:
     """Say why a graph could not be timed; the class decides whether it is tried again."""
     with writing(services.database) as session:
-        state = leases.record_failure(session, task_id, failure, services.terms, now=services.clock())
+        state = leases.record_failure(session, task_id, failure, now=services.clock())
     return {"state": state.value}
 
 

@@ -123,7 +123,8 @@ def thin(
         return JobAnswer.of(known)
     supernet = find_supernet(services.database, parameters.supernet)
     check_reachable(services, parameters, supernet.space)
-    return _submit(services, "thin", parameters.model_copy(update={"supernet": supernet.id}), key)
+    asked = parameters.model_copy(update={"supernet": supernet.id})
+    return JobAnswer.of(services.jobs.submit("thin", asked, key=key, now=services.clock(), sent=parameters))
 
 
 def check_reachable(services: Services, parameters: ThinParameters, space: SearchSpace) -> None:

@@ -20,11 +20,12 @@ from profiler.wire import Execution, Policy, Result
 from server.app import create_app
 from server.database import writing
 from server.parameters import ProfileParameters
+from server.routes import agents
 from server.services import Services
 from server.settings import Settings
 from server.tasks import Item, add_tasks
 from tests.lookup_tables.results import a_result, described, timed
-from tests.server.webs import NOW
+from tests.server.webs import NOW, open_web
 
 Json = dict[str, Any]
 GRAPHS = (b"first graph", b"second graph")
@@ -263,11 +264,12 @@ def test_a_lease_that_ran_out_is_given_to_the_next(bench: Bench) -> None:
     agent = bench.enrol()
     job = bench.plan()
     first = bench.lease(agent)
+    for _ in range(2):
+        bench.clock.pass_seconds(119)
+        refused = bench.post(f"/v1/agents/{agent}/leases")
+        assert refusal(refused)[:2] == (409, "DuplicateIdentity")
+        assert bench.post(f"/v1/leases/{first['lease_id']}/renew", {"done": 0, "total": 2}).status_code == 200
     bench.clock.pass_seconds(119)
-    assert bench.lease(agent)["tasks"] == []
-    assert bench.post(f"/v1/leases/{first['lease_id']}/renew", {"done": 0, "total": 2}).status_code == 200
-    bench.clock.pass_seconds(119)
-    assert bench.lease(agent)["tasks"] == []
     bench.clock.pass_seconds(1)
     second = bench.lease(agent)
     assert [task["attempt"] for task in second["tasks"]] == [2, 2]
@@ -354,15 +356,25 @@ def test_an_agent_that_waits_is_given_work_as_it_comes(bench: Bench) -> None:
     assert [task["graph_sha256"] for task in lease["tasks"]] == SHAS
 
 
-def test_an_agent_that_waits_gets_what_another_lost(bench: Bench) -> None:
+@pytest.mark.parametrize("asked", [None, {}, {"crashed": False}, {"crashed": True}])
+def test_giving_back_may_say_why(bench: Bench, asked: Json | None) -> None:
     agent = bench.enrol()
     bench.plan()
-    assert len(bench.lease(agent)["tasks"]) == 2
-    timer = threading.Timer(0.3, bench.clock.pass_seconds, [120])
-    timer.start()
-    lease = bench.lease(agent, wait_seconds=20)
-    timer.join()
-    assert [task["attempt"] for task in lease["tasks"]] == [2, 2]
+    lease = bench.lease(agent)
+    path = f"/v1/leases/{lease['lease_id']}/release"
+    answer = bench.client.post(path) if asked is None else bench.client.post(path, json=asked)
+    assert answer.status_code == 204
+    assert [task["attempt"] for task in bench.lease(agent)["tasks"]] == [2, 2]
+
+
+def test_nobody_waits_longer_than_the_server_lets(
+    tmp_path: Path, sqlite_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents, "LOOK_SECONDS", None)  # a second look would raise
+    for client in open_web(tmp_path / "data", sqlite_template):  # its poll_seconds are 0
+        body = {"device": "pi", "protocol": 1, "agent_version": "1", "description": described().model_dump(mode="json")}
+        agent = client.post("/v1/agents", json=body).json()["agent_id"]
+        assert client.post(f"/v1/agents/{agent}/leases", json={"wait_seconds": 50}).json()["tasks"] == []
 
 
 def test_tasks_are_listed_by_device_and_state_page_by_page(bench: Bench) -> None:

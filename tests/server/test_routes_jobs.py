@@ -107,6 +107,8 @@ def test_a_thinning_sent_again_is_not_judged_anew(web: TestClient) -> None:
     assert thin(web, "twice").json()["error"] == "BudgetUnreachable"
     again = thin(web, "once")
     assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    assert first.json()["parameters"]["supernet"] == "train-1"
+    assert thin(web, "once", supernet="train-1").status_code == 409  # the same today, and another request
     conflict = thin(web, "once", target_fps=2.0)
     assert (conflict.status_code, conflict.json()["error"]) == (409, "IdempotencyConflict")
     assert web.get("/v1/jobs", params={"kind": "thin"}).json()["total"] == 1
