@@ -30,6 +30,20 @@ from server.database import Task, TaskState, reading, writing
 from server.errors import ResultMismatch
 from server.routes.examples import DESCRIPTION, LEASE, RESULT, SHA, TASK, example
 from server.routes.paging import Limit, Offset
+from server.routes.refusals import (
+    BAD_RANGE,
+    LEASE_LOST,
+    NOT_LEASED_THERE,
+    OTHER_MACHINE,
+    OTHER_PROTOCOL,
+    TOO_LARGE,
+    TWIN_AT_WORK,
+    UNKNOWN_AGENT,
+    UNKNOWN_BLOB,
+    UNKNOWN_DEVICE,
+    UNKNOWN_LEASE,
+    UNKNOWN_TASK,
+)
 from server.schemas import Page, TaskAnswer, page
 from server.services import Injected, Services
 
@@ -55,14 +69,23 @@ ENROLLED = {
 }
 
 
-@router.post("/agents", summary="Enrol an agent", status_code=201, responses=example(ENROLLED, status=201))
+@router.post(
+    "/agents",
+    summary="Enrol an agent",
+    status_code=201,
+    responses={**example(ENROLLED, status=201), **OTHER_MACHINE, **OTHER_PROTOCOL, **TOO_LARGE},
+)
 def enrol(services: Injected, enrolment: Annotated[Enrolment, Body(examples=[ENROLMENT])]) -> Enrolled:
     """Introduce an agent and its device; the same machine under the same name is the same agent."""
     with writing(services.database) as session:
         return leases.enrol(session, enrolment, services.terms, now=services.clock())
 
 
-@router.post("/agents/{agent_id}/leases", summary="Claim work", responses=example(LEASE))
+@router.post(
+    "/agents/{agent_id}/leases",
+    summary="Claim work",
+    responses={**example(LEASE), **UNKNOWN_AGENT, **TWIN_AT_WORK, **TOO_LARGE},
+)
 async def lease(
     services: Injected,
     agent_id: Text,
@@ -97,7 +120,7 @@ def _may_lease(services: Services, agent_id: str) -> bool:
 @router.post(
     "/leases/{lease_id}/renew",
     summary="Keep a lease",
-    responses=example({"lease_seconds": 120, "cancelled": []}),
+    responses={**example({"lease_seconds": 120, "cancelled": []}), **UNKNOWN_LEASE, **LEASE_LOST, **TOO_LARGE},
 )
 def renew(
     services: Injected,
@@ -110,7 +133,10 @@ def renew(
 
 
 @router.post(
-    "/leases/{lease_id}/release", summary="Give a lease back", status_code=204, responses={204: {"description": "Done"}}
+    "/leases/{lease_id}/release",
+    summary="Give a lease back",
+    status_code=204,
+    responses={204: {"description": "Done"}, **UNKNOWN_LEASE, **TOO_LARGE},
 )
 def release(
     services: Injected,
@@ -127,7 +153,7 @@ def release(
     "/blobs/{sha256}",
     summary="Fetch a graph",
     response_class=FileResponse,
-    responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}},
+    responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}, **UNKNOWN_BLOB, **BAD_RANGE},
 )
 def get_blob(services: Injected, sha256: Sha256) -> FileResponse:
     """Return the file of that hash; the reader checks it."""
@@ -143,7 +169,7 @@ def get_blob(services: Injected, sha256: Sha256) -> FileResponse:
     "/results/{result_id}",
     summary="Hand over a measurement",
     max_body_size=MAX_RESULT_BYTES,
-    responses=example({"measurement_id": SHA, "late": False}),
+    responses={**example({"measurement_id": SHA, "late": False}), **UNKNOWN_TASK, **NOT_LEASED_THERE, **TOO_LARGE},
 )
 def put_result(
     services: Injected, result_id: Sha256, result: Annotated[Result, Body(examples=[RESULT])]
@@ -157,7 +183,11 @@ def put_result(
         return leases.record_result(session, result_id, result, now=services.clock())
 
 
-@router.post("/tasks/{task_id}/failures", summary="Report that a task failed", responses=example({"state": "pending"}))
+@router.post(
+    "/tasks/{task_id}/failures",
+    summary="Report that a task failed",
+    responses={**example({"state": "pending"}), **UNKNOWN_TASK, **NOT_LEASED_THERE, **TOO_LARGE},
+)
 def report_failure(
     services: Injected,
     task_id: Text,
@@ -172,7 +202,7 @@ def report_failure(
     return {"state": state.value}
 
 
-@router.get("/tasks", summary="List the tasks", responses=example({"items": [TASK], "total": 1}))
+@router.get("/tasks", summary="List the tasks", responses={**example({"items": [TASK], "total": 1}), **UNKNOWN_DEVICE})
 def list_tasks(
     services: Injected,
     device: Text | None = None,

@@ -19,8 +19,20 @@ from server.choosing import choose_table
 from server.database import Job, JobEvent, JobState
 from server.jobs import Jobs, is_final
 from server.parameters import Parameters, ProfileParameters, ThinParameters, TrainParameters
-from server.routes.examples import ARTIFACT, EVENT, JOB, NOT_AS_THINGS_ARE, SUPERNET, UNKNOWN, example
+from server.routes.examples import ARTIFACT, EVENT, JOB, SUPERNET, example
 from server.routes.paging import After, Limit, Offset
+from server.routes.refusals import (
+    BAD_RANGE,
+    KEY_TAKEN,
+    NO_RESULT,
+    NOT_AS_THINGS_ARE,
+    TOO_LARGE,
+    UNKNOWN_ASKED,
+    UNKNOWN_DEVICE,
+    UNKNOWN_JOB,
+    UNKNOWN_SPACE,
+    UNKNOWN_SUPERNET,
+)
 from server.schemas import ArtifactAnswer, EventAnswer, JobAnswer, Page, SupernetAnswer, page
 from server.services import Injected, Services
 from server.supernets import find_supernet, list_supernets
@@ -46,7 +58,11 @@ Followed = Annotated[Job, Depends(follow)]
 
 
 @router.post(
-    "/supernets", summary="Train a supernet", status_code=202, tags=["supernets"], responses=example(JOB, status=202)
+    "/supernets",
+    summary="Train a supernet",
+    status_code=202,
+    tags=["supernets"],
+    responses={**example(JOB, status=202), **UNKNOWN_SPACE, **KEY_TAKEN, **TOO_LARGE},
 )
 def train(
     services: Injected,
@@ -67,7 +83,12 @@ def get_supernets(services: Injected, limit: Limit = 100, offset: Offset = 0) ->
     return page([SupernetAnswer.of(supernet) for supernet in found], total)
 
 
-@router.get("/supernets/{supernet}", summary="Describe one supernet", tags=["supernets"], responses=example(SUPERNET))
+@router.get(
+    "/supernets/{supernet}",
+    summary="Describe one supernet",
+    tags=["supernets"],
+    responses={**example(SUPERNET), **UNKNOWN_SUPERNET},
+)
 def get_supernet(services: Injected, supernet: Text) -> SupernetAnswer:
     """Return a supernet by id, or the newest as `latest`."""
     return SupernetAnswer.of(find_supernet(services.database, supernet))
@@ -77,7 +98,7 @@ def get_supernet(services: Injected, supernet: Text) -> SupernetAnswer:
     "/supernets/{supernet}/importance",
     summary="Return the importance of a supernet",
     tags=["supernets"],
-    responses=example({"space": "cc7d09c937d1e496", "stages": [], "provenance": {}}),
+    responses={**example({"space": "cc7d09c937d1e496", "stages": [], "provenance": {}}), **UNKNOWN_SUPERNET},
 )
 def get_importance(services: Injected, supernet: Text) -> dict[str, Any]:
     """Return the trained logits, with where they come from."""
@@ -89,7 +110,7 @@ def get_importance(services: Injected, supernet: Text) -> dict[str, Any]:
     summary="Measure a device",
     status_code=202,
     tags=["tables"],
-    responses={**example(JOB, status=202), **UNKNOWN},
+    responses={**example(JOB, status=202), **UNKNOWN_DEVICE, **KEY_TAKEN, **TOO_LARGE},
 )
 def profile(
     services: Injected,
@@ -107,7 +128,7 @@ def profile(
     summary="Ask for a detector at a target FPS",
     status_code=202,
     tags=["jobs"],
-    responses={**example(JOB, status=202), **UNKNOWN, **NOT_AS_THINGS_ARE},
+    responses={**example(JOB, status=202), **UNKNOWN_ASKED, **NOT_AS_THINGS_ARE, **TOO_LARGE},
 )
 def thin(
     services: Injected,
@@ -161,14 +182,17 @@ def list_jobs(
     return page([JobAnswer.of(job) for job in found], total)
 
 
-@router.get("/jobs/{job}", summary="Tell where a job stands", tags=["jobs"], responses=example(JOB))
+@router.get("/jobs/{job}", summary="Tell where a job stands", tags=["jobs"], responses={**example(JOB), **UNKNOWN_JOB})
 def get_job(services: Injected, job: Text) -> JobAnswer:
     """Return state, progress and, for a failed job, its error."""
     return JobAnswer.of(services.jobs.get(job))
 
 
 @router.get(
-    "/jobs/{job}/events", summary="List what happened", tags=["jobs"], responses=example({"items": [EVENT], "total": 1})
+    "/jobs/{job}/events",
+    summary="List what happened",
+    tags=["jobs"],
+    responses={**example({"items": [EVENT], "total": 1}), **UNKNOWN_JOB},
 )
 def list_events(
     services: Injected,
@@ -187,7 +211,10 @@ def list_events(
     summary="Follow a job",
     tags=["jobs"],
     response_class=EventSourceResponse,
-    responses={200: {"content": {"text/event-stream": {"example": "id: 3\nevent: verified\ndata: {}\n\n"}}}},
+    responses={
+        200: {"content": {"text/event-stream": {"example": "id: 3\nevent: verified\ndata: {}\n\n"}}},
+        **UNKNOWN_JOB,
+    },
 )
 async def stream_events(services: Injected, found: Followed, last: LastEvent = 0) -> AsyncIterator[ServerSentEvent]:
     """Send each event as it happens (server-sent events); reconnecting with Last-Event-ID misses none."""
@@ -212,7 +239,7 @@ def _look(jobs: Jobs, job: Text, last: int) -> tuple[bool, Sequence[JobEvent]]:
     "/jobs/{job}/result",
     summary="Return the result of a job",
     tags=["jobs"],
-    responses=example({"status": "met", "config_id": "a4583796ebad21ce", "rounds": []}),
+    responses={**example({"status": "met", "config_id": "a4583796ebad21ce", "rounds": []}), **UNKNOWN_JOB, **NO_RESULT},
 )
 def get_result(services: Injected, job: Text) -> dict[str, Any]:
     """Return what the job found; 409 while it has no result."""
@@ -220,7 +247,10 @@ def get_result(services: Injected, job: Text) -> dict[str, Any]:
 
 
 @router.post(
-    "/jobs/{job}/cancel", summary="Stop a job", tags=["jobs"], responses=example({**JOB, "state": "cancelled"})
+    "/jobs/{job}/cancel",
+    summary="Stop a job",
+    tags=["jobs"],
+    responses={**example({**JOB, "state": "cancelled"}), **UNKNOWN_JOB},
 )
 def cancel(services: Injected, job: Text) -> JobAnswer:
     """Cancel a job with its open tasks; one that has ended stays as it is."""
@@ -231,7 +261,7 @@ def cancel(services: Injected, job: Text) -> JobAnswer:
     "/jobs/{job}/artifacts",
     summary="List the files of a job",
     tags=["jobs"],
-    responses=example({"items": [ARTIFACT], "total": 1}),
+    responses={**example({"items": [ARTIFACT], "total": 1}), **UNKNOWN_JOB},
 )
 def list_artifacts(services: Injected, job: Text, limit: Limit = 100, offset: Offset = 0) -> Page[ArtifactAnswer]:
     """Show config, model and evidence with their hashes."""
@@ -244,7 +274,7 @@ def list_artifacts(services: Injected, job: Text, limit: Limit = 100, offset: Of
     summary="Fetch a file of a job",
     tags=["jobs"],
     response_class=FileResponse,
-    responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}},
+    responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}, **UNKNOWN_JOB, **BAD_RANGE},
 )
 def get_artifact(services: Injected, job: Text, name: Text) -> FileResponse:
     """Return config.json, model.onnx, evidence.json or what else the job made."""

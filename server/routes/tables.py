@@ -16,6 +16,7 @@ from profiler.wire import Text
 from server.database import reading
 from server.routes.examples import EDITION, ROW, example
 from server.routes.paging import Classes, Limit, Offset
+from server.routes.refusals import NO_TABLE_HERE, TOO_LARGE, UNKNOWN_DEVICE, UNKNOWN_EDITION
 from server.schemas import CoverageAnswer, EditionAnswer, ImportAnswer, Page, RowAnswer, page
 from server.services import Injected, Services
 
@@ -30,7 +31,9 @@ Width = Annotated[
 ]
 
 
-@router.get("", summary="List the table editions", responses=example({"items": [EDITION], "total": 1}))
+@router.get(
+    "", summary="List the table editions", responses={**example({"items": [EDITION], "total": 1}), **UNKNOWN_DEVICE}
+)
 def list_editions(
     services: Injected, device: Text | None = None, limit: Limit = 100, offset: Offset = 0
 ) -> Page[EditionAnswer]:
@@ -44,13 +47,17 @@ def list_editions(
     return page([_describe(services, edition) for edition in found], total)
 
 
-@router.get("/{edition}", summary="Describe one edition", responses=example(EDITION))
+@router.get("/{edition}", summary="Describe one edition", responses={**example(EDITION), **UNKNOWN_EDITION})
 def get_edition(services: Injected, edition: Text) -> EditionAnswer:
     """Return how it was measured, and its newest calibration."""
     return _describe(services, services.tables.edition(edition))
 
 
-@router.get("/{edition}/rows", summary="Browse the rows", responses=example({"items": [ROW], "total": 120}))
+@router.get(
+    "/{edition}/rows",
+    summary="Browse the rows",
+    responses={**example({"items": [ROW], "total": 120}), **UNKNOWN_EDITION},
+)
 def list_rows(
     services: Injected,
     edition: Text,
@@ -68,7 +75,8 @@ def list_rows(
 @router.get(
     "/{edition}/coverage",
     summary="Tell which blocks of a space have no row",
-    responses=example(
+    responses=UNKNOWN_EDITION
+    | example(
         {
             "total": 120,
             "missing": 0,
@@ -95,7 +103,10 @@ def get_coverage(services: Injected, edition: Text, space: Text, classes: Classe
     "/{edition}/export",
     summary="Export an edition",
     response_class=Response,
-    responses={200: {"content": {"application/json": {"example": {"format": 1}}, "text/csv": {"example": "kind,..."}}}},
+    responses={
+        200: {"content": {"application/json": {"example": {"format": 1}}, "text/csv": {"example": "kind,..."}}},
+        **UNKNOWN_EDITION,
+    },
 )
 def export(services: Injected, edition: Text, format: Literal["json", "csv"] = "json") -> Response:  # noqa: A002
     """Return the edition as lossless JSON (which can be imported), or as CSV for people."""
@@ -115,7 +126,7 @@ def export(services: Injected, edition: Text, format: Literal["json", "csv"] = "
     summary="Import an exported edition",
     status_code=201,
     max_body_size=MAX_IMPORT_BYTES,
-    responses=example({"edition": EDITION["edition"]}, status=201),
+    responses={**example({"edition": EDITION["edition"]}, status=201), **NO_TABLE_HERE, **TOO_LARGE},
     openapi_extra={"requestBody": {"content": {"application/json": {"example": {"format": 1}}}, "required": True}},
 )
 async def import_edition(services: Injected, request: Request) -> ImportAnswer:

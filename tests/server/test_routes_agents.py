@@ -25,6 +25,7 @@ from server.services import Services
 from server.settings import Settings
 from server.tasks import Item, add_tasks
 from tests.lookup_tables.results import a_result, described, timed
+from tests.server.documented import hold_to_the_document
 from tests.server.webs import NOW, open_web
 
 Json = dict[str, Any]
@@ -101,6 +102,7 @@ def bench(tmp_path: Path, sqlite_template: Path) -> Iterator[Bench]:
     app: FastAPI = create_app(Settings(data=tmp_path), clock=clock)
     with TestClient(app) as client:
         client.headers["Authorization"] = f"Bearer {(tmp_path / 'token').read_text().strip()}"
+        hold_to_the_document(client)
         yield Bench(client, app.state.services, clock)
     app.state.services.database.dispose()
 
