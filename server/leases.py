@@ -61,8 +61,8 @@ OPEN_STATES = frozenset({TaskState.PENDING, TaskState.LEASED})
 MAX_TRIES = 3
 """A task is given up after so many failures that may pass, or so many silences."""
 
-SUSPECTS = 12
-"""With each silence so many times fewer tasks are leased together: what ends an agent is soon told from the rest."""
+LAST_TRY_TASKS = 8
+"""Tasks on their last try are leased apart and so few at a time: one that ends its agent takes few along."""
 
 SUPPORTED_PROTOCOLS = tuple(range(max(1, PROTOCOL - 1), PROTOCOL + 1))
 """This protocol and the one before."""
@@ -296,16 +296,19 @@ def _check_idle(session: Session, agent_id: str) -> None:
 
 
 def _pending(session: Session, device_id: str, limit: int) -> Sequence[Task]:
-    """Choose what to hand out: the suspects of one job after its other tasks, apart from them, and fewer at a time."""
+    """Choose what to hand out: of a job those on their last try after its other tasks, apart from them and few."""
+    on_last_try = Task.silences >= MAX_TRIES - 1
     found = session.scalars(
         select(Task)
         .where(Task.device_id == device_id, Task.state == TaskState.PENDING)
-        .order_by(Task.created_at, Task.job_id, Task.silences, Task.position)
+        .order_by(Task.created_at, Task.job_id, on_last_try, Task.position)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    alike = [task for task in found if task.silences == found[0].silences]
-    return alike[: max(1, limit // SUSPECTS ** alike[0].silences)] if alike else ()
+    last_try = [task for task in found if task.silences >= MAX_TRIES - 1]
+    if last_try and found[0] is last_try[0]:
+        return last_try[:LAST_TRY_TASKS]
+    return [task for task in found if task not in last_try]
 
 
 def _claim(session: Session, task: Task, lease_id: str, now: datetime) -> bool:

@@ -468,25 +468,39 @@ def test_a_graph_that_ends_its_agent_each_time_is_given_up(engine: Engine, agent
     assert sent(engine, result_for(identity, agent, attempt=3), at=601).late is True
 
 
-def test_what_ends_an_agent_is_told_from_the_rest_of_its_batch(engine: Engine, agent: str) -> None:
-    """One graph of many ends the agent every time: it alone may be given up, and soon."""
+def test_what_ends_an_agent_takes_few_along(engine: Engine, agent: str) -> None:
+    """One graph of many ends the agent every time: of the others only those fail that had their last try with it."""
     ids = campaign(engine, 100)
-    poison, now = ids[37], 0.0
-    for _ in range(40):
-        given = leased(engine, agent, 100, at=now)
-        if not given.tasks:
-            break
+    poison, sizes = ids[37], []
+    while (given := leased(engine, agent, 128, at=len(sizes))).tasks:
+        sizes.append(len(given.tasks))
         if poison in {t.task_id for t in given.tasks}:
             with writing(engine) as session:
-                release(session, str(given.lease_id), CRASHED, now=seconds(now))
+                release(session, str(given.lease_id), CRASHED, now=seconds(len(sizes)))
         else:
             for t in given.tasks:
-                sent(engine, result_for(t.task_id, agent, attempt=t.attempt), at=now)
-        now += 10
-    assert now <= 250  # 25 leases in place of one
-    states = {identity: task(engine, identity).state for identity in ids}
-    assert [identity for identity, state in states.items() if state != "done"] == [poison]
-    assert states[poison] == "failed"
+                sent(engine, result_for(t.task_id, agent, attempt=t.attempt), at=len(sizes))
+    assert sizes == [100, 100, *[8] * 12, 4]
+    given_up = [identity for identity in ids if task(engine, identity).state != "done"]
+    assert given_up == list(ids[32:40])
+    assert poison in given_up
+    assert {task(engine, identity).state for identity in given_up} == {"failed"}
+
+
+def test_a_last_try_is_apart_from_other_tasks(engine: Engine, agent: str) -> None:
+    first = campaign(engine, 2)
+    for _ in range(2):
+        given = leased(engine, agent, 1)
+        with writing(engine) as session:
+            release(session, str(given.lease_id), CRASHED, now=seconds(1))
+    other = campaign(engine, 1, job="later")
+    handed_out = []
+    for number in range(3):
+        given = leased(engine, agent, at=number)
+        handed_out.append([t.task_id for t in given.tasks])
+        for t in given.tasks:
+            sent(engine, result_for(t.task_id, agent, attempt=t.attempt), at=number)
+    assert handed_out == [[first[1], other[0]], [first[0]], []]
 
 
 def test_stopping_an_agent_politely_is_no_silence(engine: Engine, agent: str) -> None:

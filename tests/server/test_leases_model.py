@@ -221,11 +221,11 @@ class AgentProtocol(RuleBasedStateMachine):
         return held
 
     def _handed_out(self, device: str, number: int) -> list[str]:
-        """Choose as the server does: by job, suspects last and apart, and with each silence twelve times fewer."""
+        """Choose as the server does: by job, those on their last try after the others and apart from them."""
         pending = [(key, task) for key, task in self.tasks.items() if task.device == device and task.state == "pending"]
-        pending.sort(key=lambda known: (self.jobs.index(known[1].job), known[1].silences))
-        alike = [key for key, task in pending[:number] if task.silences == pending[0][1].silences]
-        return alike[: max(1, number // 12 ** self.tasks[alike[0]].silences)] if alike else []
+        pending.sort(key=lambda known: (self.jobs.index(known[1].job), known[1].silences == MAX_TRIES - 1))
+        tries = [task.silences == MAX_TRIES - 1 for _, task in pending[:number]]
+        return [key for (key, _), is_last in zip(pending, tries, strict=False) if is_last == tries[0]]
 
     def _end(self, lease_id: str, *, in_silence: bool) -> int:
         self.leases[lease_id].is_open = False
