@@ -2,7 +2,8 @@
 
 One pass, `Agent.run_once`, is: upload what is left over, lease a batch, fetch its graphs, measure it interleaved in a
 child process, upload, forget. Each result is on disk before the next is awaited; a pass cut short anywhere is taken up
-by the next start: it uploads first, then gives the old leases back, and only then asks for new work.
+by the next start: it uploads first, then gives the old leases back, and only then asks for new work. Where it was not
+asked to stop, it says so: a graph on which agent or device die again and again is given up by the server.
 """
 
 import random
@@ -15,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from profiler.client import AgentClient
 from profiler.device import circumstances
-from profiler.errors import HashMismatch, LeaseLost, RequestRefused, ServerError, ServerUnreachable
+from profiler.errors import DuplicateIdentity, HashMismatch, LeaseLost, RequestRefused, ServerError, ServerUnreachable
 from profiler.graphs import GraphCache
 from profiler.identity import result_id
 from profiler.journal import Journal, Upload
@@ -36,6 +37,7 @@ from profiler.wire import (
     Policy,
     Result,
     Task,
+    plain_text,
 )
 
 MAX_TASKS = 128
@@ -45,6 +47,9 @@ GROUP_BYTES = 512 * 2**20
 """Graph bytes opened at the same time; sessions need a few times this in memory."""
 
 MAX_WAIT_SECONDS = 50.0
+
+MAX_MESSAGE = 4000
+"""Characters of a failure that are reported."""
 
 UNKNOWN_AGENT = "UnknownAgent"
 """A server's name for having no such agent, as when its database was restored."""
@@ -99,11 +104,14 @@ class Agent:
         self._pause_seconds: float | None = None
 
     def run(self, *, once: bool) -> None:
-        """Work for ever, or until there is nothing to do; a server that goes away is waited for, unless `once`."""
+        """Work for ever, or until there is nothing to do.
+
+        A server that goes away, and an agent of the same identity at work, are waited for, unless `once`.
+        """
         while True:
             try:
                 summary = self.run_once(wait=not once)
-            except (ServerUnreachable, LeaseLost) as error:
+            except (ServerUnreachable, LeaseLost, DuplicateIdentity) as error:
                 if once or self._pause_seconds is None:
                     raise
                 self._reporter.note(f"{error} Trying again in {self._pause_seconds:.0f} s.")
@@ -166,8 +174,8 @@ class Agent:
         )
         enrolled = self._client.enrol(message)
         self.upload_backlog()
-        for lease_id in self._journal.open_leases():
-            self._client.release(lease_id)
+        for lease_id, is_stopped in self._journal.open_leases().items():
+            self._client.release(lease_id, crashed=not is_stopped)
             self._journal.drop_lease(lease_id)
         self._reporter.note(f"enrolled as {enrolled.agent_id} for device {enrolled.device}")
         self._enrolled, self._pause_seconds = enrolled, enrolled.poll_seconds
@@ -269,7 +277,12 @@ class Agent:
         self._journal.keep_result(result_id(result), result)
 
     def _fail(self, task: Task, failure: FailureClass, message: str, agent_id: str, counts: "_Counts") -> None:
-        body = Failure(agent_id=agent_id, attempt=task.attempt, failure=failure, message=message[:4000])
+        body = Failure(
+            agent_id=agent_id,
+            attempt=task.attempt,
+            failure=failure,
+            message=plain_text(message, max_length=MAX_MESSAGE),
+        )
         self._journal.keep_failure(task.task_id, body)
         self._reporter.note(f"{task.label}: {failure}: {message}")
         counts.failed += 1
@@ -282,6 +295,7 @@ class Agent:
 
     def _give_back(self, lease_id: str) -> None:
         """Hand over what is measured and release the rest, with one try each: somebody waits for us to stop."""
+        self._journal.stop_lease(lease_id)
         try:
             self.upload_backlog(patience_seconds=0)
             self._client.release(lease_id)

@@ -16,6 +16,7 @@ import httpx2
 from pydantic import ValidationError
 
 from profiler.errors import (
+    DuplicateIdentity,
     HashMismatch,
     LeaseLost,
     NotAuthorised,
@@ -30,6 +31,7 @@ from profiler.wire import (
     Lease,
     LeaseRequest,
     Message,
+    Release,
     Renewal,
     Renewed,
     Result,
@@ -38,6 +40,9 @@ from profiler.wire import (
 
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 60.0
+DUPLICATE_IDENTITY = "DuplicateIdentity"
+"""A server's name for an agent of the same identity being at work."""
+
 PATIENCE_SECONDS = 60.0
 """How long one call may spend waiting between its tries."""
 
@@ -98,9 +103,18 @@ class AgentClient:
         return self._ask(Enrolled, "POST", "/v1/agents", enrolment)
 
     def lease(self, agent_id: str, request: LeaseRequest) -> Lease:
-        """Ask for work; the server may take `wait_seconds` to answer."""
+        """Ask for work; the server may take `wait_seconds` to answer.
+
+        Raises:
+            DuplicateIdentity: an agent of this identity is at work already.
+        """
         path = f"/v1/agents/{agent_id}/leases"
-        return self._ask(Lease, "POST", path, request, wait_seconds=request.wait_seconds)
+        try:
+            return self._ask(Lease, "POST", path, request, wait_seconds=request.wait_seconds)
+        except RequestRefused as error:
+            if error.error == DUPLICATE_IDENTITY:
+                raise DuplicateIdentity(str(error)) from error
+            raise
 
     def renew(self, lease_id: str, renewal: Renewal) -> Renewed:
         """Say that work goes on; tried once, since the next renewal is never far.
@@ -115,10 +129,13 @@ class AgentClient:
                 raise LeaseLost(f"lease {lease_id} is no longer ours: {error}") from error
             raise
 
-    def release(self, lease_id: str) -> None:
-        """Give the unfinished tasks of a lease back at once; a lease already gone is fine, and it is tried once."""
+    def release(self, lease_id: str, *, crashed: bool = False) -> None:
+        """Give the unfinished tasks of a lease back at once, and say whether the agent that held it died.
+
+        A lease already gone is fine, and it is tried once.
+        """
         try:
-            self._send("POST", f"/v1/leases/{lease_id}/release", None, patience_seconds=0)
+            self._send("POST", f"/v1/leases/{lease_id}/release", Release(crashed=crashed), patience_seconds=0)
         except RequestRefused as error:
             if error.status not in _LOST:
                 raise
@@ -160,7 +177,7 @@ class AgentClient:
 
         return self._retry(once, self._patience_seconds if patience_seconds is None else patience_seconds)
 
-    def _send(self, method: str, path: str, message: Message | None, *, patience_seconds: float | None = None) -> None:
+    def _send(self, method: str, path: str, message: Message, *, patience_seconds: float | None = None) -> None:
         patience = self._patience_seconds if patience_seconds is None else patience_seconds
         self._retry(lambda: self._request(method, path, message, 0), patience)
 
@@ -183,10 +200,10 @@ class AgentClient:
             self._sleep(wait)
             waited, longest = waited + wait, min(2 * longest, LONGEST_BACKOFF_SECONDS)
 
-    def _request(self, method: str, path: str, message: Message | None, wait_seconds: float) -> httpx2.Response:
+    def _request(self, method: str, path: str, message: Message, wait_seconds: float) -> httpx2.Response:
         timeout = httpx2.Timeout(30 + wait_seconds, connect=10)
         headers = {"Content-Type": "application/json"}
-        content = None if message is None else message.model_dump_json()
+        content = message.model_dump_json()
         response = self._http.request(method, path, content=content, headers=headers, timeout=timeout)
         self._check(response)
         return response

@@ -12,6 +12,7 @@ ProfilerError
 │   ├── NotAuthorised      the token is missing, wrong or of another server
 │   ├── UpgradeRequired    the two sides share no protocol version
 │   ├── LeaseLost          the lease is no longer ours: drop its tasks
+│   ├── DuplicateIdentity  another agent of this machine and name is at work: stop one of them
 │   └── RequestRefused     any other refusal, with the server's own words
 ├── MeasuringFailed      the measuring process does not start on this device
 └── JournalError         the state folder cannot be used: in use, damaged, or from a newer version
@@ -64,6 +65,10 @@ class UpgradeRequired(ServerError):
 
 class LeaseLost(ServerError):
     """The lease expired, was released or is unknown to the server."""
+
+
+class DuplicateIdentity(ServerError):
+    """The server says that an agent of this machine and name is at work."""
 
 
 class RequestRefused(ServerError):

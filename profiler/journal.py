@@ -134,9 +134,15 @@ class Journal:
         )
         return [Upload(*row) for row in self._read(sql)]
 
-    def open_leases(self) -> list[str]:
-        """Return the leases that still have tasks to measure."""
-        return [lease for (lease,) in self._read("SELECT DISTINCT lease_id FROM entries WHERE state = 'leased'")]
+    def open_leases(self) -> dict[str, bool]:
+        """Return the leases that still have tasks to measure, and whether the agent was asked to stop on them."""
+        sql = "SELECT lease_id, max(note IS NOT NULL) FROM entries WHERE state = 'leased' GROUP BY lease_id"
+        return {lease_id: bool(is_stopped) for lease_id, is_stopped in self._read(sql)}
+
+    def stop_lease(self, lease_id: str) -> None:
+        """Note that the agent was asked to stop: whatever comes, it did not die on the tasks of this lease."""
+        sql = "UPDATE entries SET note = 'stopped' WHERE state = 'leased' AND lease_id = ?"
+        self._write(sql, [(lease_id,)])
 
     def drop_lease(self, lease_id: str) -> None:
         """Forget the unmeasured tasks of a lease."""

@@ -12,7 +12,7 @@ from server import http_errors
 from server.auth import StrangersUnread, TokenGuard, ensure_token
 from server.database import make_engine
 from server.migrations import upgrade
-from server.routes import agents, devices, examples, jobs, overview, tables
+from server.routes import agents, devices, jobs, overview, refusals, tables
 from server.schemas import ErrorAnswer
 from server.services import Services
 from server.settings import Settings
@@ -69,7 +69,7 @@ def create_app(settings: Settings, *, clock: Callable[[], datetime] = _now) -> F
         version=version("heatnas"),
         description=DESCRIPTION,
         dependencies=[Depends(guard)],
-        responses=examples.ANYWHERE,
+        responses=refusals.ANYWHERE,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,

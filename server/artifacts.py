@@ -8,13 +8,12 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from server.errors import DamagedBlob, UnknownBlob
 
-CHUNK_BYTES = 2**20
 PART = ".part"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -72,20 +71,6 @@ class BlobStore:
         data = self.path(sha256).read_bytes()
         _check(hashlib.sha256(data).hexdigest(), sha256)
         return data
-
-    def stream(self, sha256: str) -> Iterator[bytes]:
-        """Read a blob piece by piece; damage is told after the last piece.
-
-        Raises:
-            UnknownBlob: nothing is stored under the hash.
-            DamagedBlob: something else is.
-        """
-        digest = hashlib.sha256()
-        with self.path(sha256).open("rb") as file:
-            while piece := file.read(CHUNK_BYTES):
-                digest.update(piece)
-                yield piece
-        _check(digest.hexdigest(), sha256)
 
     def _path(self, sha256: str) -> Path:
         if not _SHA256.fullmatch(sha256):

@@ -36,9 +36,10 @@ def measure(
 
     Raises:
         JobCancelled: the job was cancelled meanwhile.
-        TasksFailed: the device gave up on some of them.
+        TasksFailed: the device gave up on some of them, or a graph is larger than agents are asked to run.
         UnknownDevice: there is no such device.
     """
+    _check_sizes(items, context.settings.max_graph_bytes)
     campaign = _Campaign(context, device, items, share, round_)
     while True:
         with campaign.quiet():
@@ -46,6 +47,17 @@ def measure(
             if campaign.wait_until_done_or_silent():
                 return campaign.measurements()
         campaign.wait_for_agent()
+
+
+def _check_sizes(items: Sequence[Item], max_graph_bytes: int) -> None:
+    too_large = [item for item in items if item.graph_bytes > max_graph_bytes]
+    if too_large:
+        largest = max(too_large, key=lambda item: item.graph_bytes)
+        raise TasksFailed(
+            f"{len(too_large)} of {len(items)} graphs are larger than the {max_graph_bytes} bytes agents are asked to "
+            f"run, {largest.label} has {largest.graph_bytes}: start server and worker with a larger "
+            "HEATNAS_MAX_GRAPH_BYTES and submit the job again"
+        )
 
 
 class _Campaign:

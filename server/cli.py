@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -29,12 +29,14 @@ from server.cli_options import (
     TokenOption,
     connect,
     fail,
+    finite,
     input_size,
 )
 from server.cli_tables import table_app
 
 if TYPE_CHECKING:
     from server.client import Client, Job, JobKind
+    from server.settings import Settings
 
 EXTRA_OF = {
     **dict.fromkeys(
@@ -69,6 +71,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("heatnas: stopped\n")
         raise SystemExit(130) from None
+    except OSError as error:
+        where = f"{error.filename} cannot be used" if error.filename else "the system refuses"
+        fail(f"{where} ({error.strerror or error}): see that the path exists, is yours to write and has space left")
     except Exception as error:
         if not _is_ours(error):
             raise
@@ -88,9 +93,8 @@ def serve(
     """
     from server.auth import TOKEN_FILE  # noqa: PLC0415
     from server.serving import serve as run  # noqa: PLC0415
-    from server.settings import Settings  # noqa: PLC0415
 
-    settings = Settings(data=data, host=host, port=port)
+    settings = _settings(data=data, host=host, port=port)
     path = settings.data / TOKEN_FILE
     is_first_start = not path.exists()
 
@@ -111,10 +115,9 @@ def worker(
 
     Example: `heatnas worker --data my-data`
     """
-    from server.settings import Settings  # noqa: PLC0415
     from server.worker import run_worker  # noqa: PLC0415
 
-    run_worker(Settings(data=data), with_parent=with_parent)
+    run_worker(_settings(data=data), with_parent=with_parent)
 
 
 @app.command()
@@ -178,7 +181,7 @@ def profile(
 def thin(
     *,
     device: DeviceOption,
-    target_fps: Annotated[float, typer.Option(help="Frames per second to reach on the device.")],
+    target_fps: Annotated[float, typer.Option(callback=finite, help="Frames per second to reach on the device.")],
     supernet: Annotated[str, typer.Option(help="Id of the trained supernet, or latest.")] = "latest",
     verify: Annotated[bool, typer.Option(help="Export, score and measure the answer, and correct it.")] = True,
     solver: Annotated[str, typer.Option(help="thin_all_stages, thin_paper or exact.")] = "thin_all_stages",
@@ -251,14 +254,18 @@ def show(
     """
     with connect(server, token, data) as client:
         seen = client.job(job)
-        if as_json:
-            typer.echo(json.dumps(client.outcome(seen), indent=1))
-        elif follow and not seen.is_final:
-            _follow(client, seen)
-        else:
+        if follow and not seen.is_final:
+            seen = _follow(client, seen, sys.stderr if as_json else sys.stdout)
+        elif not as_json:
             _show(client, seen)
-        if save is not None:
-            _save_files(client, seen, save)
+        try:
+            if as_json:
+                typer.echo(json.dumps(client.outcome(seen), indent=1))
+            elif seen.is_final:
+                _tell_outcome(client, seen)
+        finally:  # a job that failed has files too
+            if save is not None:
+                _save_files(client, seen, save, sys.stderr if as_json else sys.stdout)
 
 
 @app.command()
@@ -341,18 +348,18 @@ def _run_job(client: "Client", kind: "JobKind", parameters: dict[str, Any], *, d
     job = client.submit(kind, parameters, idempotency_key=secrets.token_hex(16))
     typer.echo(f"{kind} job {job.id}")
     if not detach:
-        _follow(client, job)
+        _tell_outcome(client, _follow(client, job, sys.stdout))
 
 
-def _follow(client: "Client", job: "Job") -> None:
+def _follow(client: "Client", job: "Job", out: TextIO) -> "Job":
+    """Tell what happens to a job until it ends; return it as it ended."""
     from server.console import follow  # noqa: PLC0415
 
     try:
-        ended = follow(client, job, sys.stdout)
+        return follow(client, job, out)
     except KeyboardInterrupt:
         typer.echo(f"the job goes on: `heatnas show {job.id} --follow` follows it, `heatnas cancel {job.id}` stops it")
         raise
-    _tell_outcome(client, ended)
 
 
 def _show(client: "Client", job: "Job") -> None:
@@ -360,9 +367,7 @@ def _show(client: "Client", job: "Job") -> None:
         typer.echo(event.message)
     for file in client.artifacts(job.id):
         typer.echo(f"file {file.name}, {file.bytes} bytes, SHA-256 {file.sha256}")
-    if job.is_final:
-        _tell_outcome(client, job)
-    else:
+    if not job.is_final:
         typer.echo(f"{job.kind} job {job.id} is {job.state}, {job.progress:.0%} done")
 
 
@@ -372,17 +377,33 @@ def _tell_outcome(client: "Client", job: "Job") -> None:
     typer.echo(result_text(job.kind, client.outcome(job)))
 
 
-def _save_files(client: "Client", job: "Job", folder: Path) -> None:
+def _save_files(client: "Client", job: "Job", folder: Path, out: TextIO) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in client.artifacts(job.id):
         name = re.sub(r"[^A-Za-z0-9._-]", "_", file.name).lstrip(".") or "file"
         (folder / name).write_bytes(client.download(job.id, file.name))
-        typer.echo(f"saved {folder / name}")
+        typer.echo(f"saved {folder / name}", file=out)
 
 
 def _given(**values: object) -> dict[str, object]:
     """Leave out what was not given: the server has the defaults."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _settings(**given: object) -> "Settings":
+    """Read the environment; what does not fit is named as it is set there."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from server.settings import Settings  # noqa: PLC0415
+
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        faults = error.errors()
+        named = "; ".join(
+            f"HEATNAS_{str(fault['loc'][0]).upper()}={fault['input']}: {fault['msg']}" for fault in faults
+        )
+        fail(f"{named}: set what fits, or unset it to have the default")
 
 
 def _shown_host(host: str) -> str:

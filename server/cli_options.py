@@ -1,5 +1,6 @@
 """What the commands of `heatnas` share: their options, the way to the server, and how they fail."""
 
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 
 DEFAULT_DATA = Path("heatnas-data")
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse what no JSON number can say."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number: write digits, such as 25 or 0.5")
+    return value
+
 
 DataOption = Annotated[
     Path, typer.Option("--data", envvar="HEATNAS_DATA", help="The server's folder: databases, files, token.")
@@ -37,6 +46,7 @@ SecondsOption = Annotated[
     float | None,
     typer.Option(
         min=0,
+        callback=finite,
         help="Shortest time that graphs measured together are measured for, against a machine's slow drift; "
         "default: the server's, 20.",
         show_default=False,
@@ -53,6 +63,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def find_token(token: str | None, data: Path) -> str:
     """Return the token that was given, or else the one in the data folder."""
+    if token and not (token.isascii() and token.isprintable()):
+        fail(f"the token {token!a} has characters that no token has: copy it again from the server's data folder")
     if token:
         return token
     path = data / "token"

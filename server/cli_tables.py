@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -83,9 +83,13 @@ def import_table(
     Example: `heatnas table import laptop.json`
     """
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
     except ValueError as error:
         fail(f"{file} is not JSON ({error}): import what `heatnas table export --out FILE.json` wrote")
     with connect(server, token, data) as client:
         imported = client.import_table(content)
     typer.echo(f"edition {imported['edition']} is here")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

@@ -3,13 +3,13 @@
 ClientError
 ├── ServerUnreachable   nobody answers at the address, even after retries
 ├── RequestRefused      the server refuses, in its own words: `status`, `error`, `details`
-└── JobNotSucceeded     a job that was waited for failed or was cancelled: `job`
+└── JobNotSucceeded     a job failed, was cancelled or has not ended, so that it has no result: `job`
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -26,10 +26,16 @@ POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30.0
 """How long a server that does not answer is tried again: it may be restarting."""
 
+_PASSING = frozenset({429, 502, 503, 504})
+"""Refusals that may pass by themselves: of a busy database, or of a proxy before a server that restarts."""
+
+_LONGEST_PAUSE_SECONDS = 4.0
+
 _TIMEOUT = httpx2.Timeout(60, connect=5)
 _PAGE = 500
 
 Json = dict[str, Any]
+T = TypeVar("T", bound=BaseModel)
 
 
 class ClientError(Exception):
@@ -55,15 +61,22 @@ class RequestRefused(ClientError):
 
 
 class JobNotSucceeded(ClientError):
-    """A job ended without a result.
+    """A job has no result: it failed, was cancelled, or has not ended.
 
     Attributes:
-        job: the job as it ended.
+        job: the job as it is.
     """
 
     def __init__(self, job: "Job") -> None:
         self.job = job
-        super().__init__(f"{job.kind} job {job.id} {job.state}{': ' + job.failure if job.failure else ''}")
+        match job.state:
+            case "failed":
+                text = f"failed: {job.failure}"
+            case "cancelled":
+                text = "was cancelled: submit it again to have its result"
+            case _:
+                text = f"is {job.state} and has no result yet: wait for it, `heatnas show {job.id} --follow`"
+        super().__init__(f"{job.kind} job {job.id} {text}")
 
 
 class Reply(BaseModel):
@@ -130,10 +143,16 @@ class Client:
             transport: how requests travel; the network by default.
             patience_seconds: how long a server that does not answer is tried again.
             sleep: waits that many seconds.
+
+        Raises:
+            ServerUnreachable: the address is none.
         """
         self._url, self._patience_seconds, self._sleep = base_url.rstrip("/"), patience_seconds, sleep
         headers = {"Authorization": f"Bearer {token}"}
-        self._http = httpx2.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT, transport=transport)
+        try:
+            self._http = httpx2.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT, transport=transport)
+        except httpx2.InvalidURL as error:
+            raise ServerUnreachable(f"{base_url!r} is no address ({error}): write http://HOST:PORT") from error
 
     def __enter__(self) -> Self:
         return self
@@ -168,21 +187,21 @@ class Client:
     def submit(self, kind: JobKind, parameters: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Submit a job; the same key again gives the same job."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return Job.model_validate(self._json("POST", _SUBMIT_PATHS[kind], body=dict(parameters), headers=headers))
+        return _read(Job, self._json("POST", _SUBMIT_PATHS[kind], body=dict(parameters), headers=headers))
 
     def job(self, job: str) -> Job:
         """Tell where a job stands."""
-        return Job.model_validate(self._json("GET", f"/v1/jobs/{_part(job)}"))
+        return _read(Job, self._json("GET", f"/v1/jobs/{_part(job)}"))
 
     def jobs(self, *, state: str | None = None, limit: int = 20) -> list[Job]:
         """List the newest jobs, those in a state only where one is given."""
         query: dict[str, str | int] = {"limit": limit} | ({"state": state} if state else {})
-        return [Job.model_validate(item) for item in self._json("GET", "/v1/jobs", query=query)["items"]]
+        return _read(_Jobs, self._json("GET", "/v1/jobs", query=query)).items
 
     def events(self, job: str, *, after: int = 0) -> list[Event]:
         """List what happened to a job after the event numbered `after`."""
         listed = self._pages(f"/v1/jobs/{_part(job)}/events", {"after": after})
-        return [Event.model_validate(event) for event in listed]
+        return [_read(Event, event) for event in listed]
 
     def follow(
         self,
@@ -193,6 +212,8 @@ class Client:
         after: int = 0,
     ) -> Job:
         """Wait until a job is final, telling each event once and in order; return the job as it ended."""
+        # The address is right by now: a job of hours outlasts a server that restarts.
+        self._patience_seconds = max(self._patience_seconds, PATIENCE_SECONDS)
         while True:
             seen = self.job(job)
             for event in self.events(job, after=after):
@@ -216,11 +237,11 @@ class Client:
 
     def cancel(self, job: str) -> Job:
         """Ask a job to stop."""
-        return Job.model_validate(self._json("POST", f"/v1/jobs/{_part(job)}/cancel"))
+        return _read(Job, self._json("POST", f"/v1/jobs/{_part(job)}/cancel"))
 
     def artifacts(self, job: str) -> list[Artifact]:
         """List the files of a job."""
-        return [Artifact.model_validate(item) for item in self._pages(f"/v1/jobs/{_part(job)}/artifacts", {})]
+        return [_read(Artifact, item) for item in self._pages(f"/v1/jobs/{_part(job)}/artifacts", {})]
 
     def download(self, job: str, name: str) -> bytes:
         """Fetch one file of a job."""
@@ -241,10 +262,10 @@ class Client:
     def _pages(self, path: str, query: Mapping[str, str | int]) -> Iterator[Json]:
         offset = 0
         while True:
-            page = self._json("GET", path, query={**query, "limit": _PAGE, "offset": offset})
-            yield from page["items"]
-            offset += len(page["items"])
-            if len(page["items"]) < _PAGE:
+            items = _read(_Page, self._json("GET", path, query={**query, "limit": _PAGE, "offset": offset})).items
+            yield from items
+            offset += len(items)
+            if len(items) < _PAGE:
                 return
 
     def _json(
@@ -256,7 +277,13 @@ class Client:
         body: Json | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Json:
-        answer: Json = self._send(method, path, query=query, body=body, headers=headers).json()
+        reply = self._send(method, path, query=query, body=body, headers=headers)
+        try:
+            answer = reply.json()
+        except ValueError as error:
+            raise _foreign(reply) from error
+        if not isinstance(answer, dict):
+            raise _foreign(reply)
         return answer
 
     def _send(
@@ -268,21 +295,27 @@ class Client:
         body: Json | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
-        """Send once, or again while the server cannot be reached and the request may be repeated."""
+        """Send once, or again while the server cannot be reached or is busy and the request may be repeated."""
         waited, pause = 0.0, 0.25
         repeatable = method == "GET" or "Idempotency-Key" in (headers or {})
         while True:
+            asked_pause = 0.0
+            is_last = not repeatable or waited >= self._patience_seconds
             try:
                 reply = self._http.request(method, path, params=query, json=body, headers=headers)
-            except httpx2.TransportError as error:
-                if not repeatable or waited >= self._patience_seconds:
+            except httpx2.RequestError as error:
+                if is_last:
                     raise ServerUnreachable(
                         f"no answer from {self._url} ({error}): check the address and that `heatnas serve` runs there"
                     ) from error
-                self._sleep(pause)
-                waited, pause = waited + pause, min(2 * pause, 4.0)
             else:
-                return reply if reply.is_success else _refuse(reply)
+                if reply.is_success:
+                    return reply
+                if is_last or reply.status_code not in _PASSING:
+                    raise _refusal(reply)
+                asked_pause = _retry_after(reply)
+            self._sleep(max(pause, asked_pause))
+            waited, pause = waited + max(pause, asked_pause), min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 class _ErrorBody(BaseModel):
@@ -292,19 +325,52 @@ class _ErrorBody(BaseModel):
     message: str
 
 
-def _refuse(reply: httpx2.Response) -> httpx2.Response:
-    """Raise what the server says; an answer that is not in its one shape comes from something in between."""
+class _Page(Reply):
+    items: list[Json]
+
+
+class _Jobs(Reply):
+    items: list[Job]
+
+
+def _read(model: type[T], answer: Json) -> T:
+    """Read an answer; one of another shape comes from a server of another version."""
     try:
-        body = _ErrorBody.model_validate_json(reply.content)
+        return model.model_validate(answer)
     except ValidationError as error:
-        phrase = HTTPStatus(reply.status_code).phrase
+        fault = error.errors()[0]
         raise RequestRefused(
-            f"{reply.request.url} answered {reply.status_code} {phrase}, which HeatNAS does not: check the address",
-            status=reply.status_code,
-            error=phrase,
+            f"the server's answer is no {model.__name__.strip('_')} ({'.'.join(map(str, fault['loc']))}: "
+            f"{fault['msg']}): install the same version of HeatNAS on both sides",
+            status=HTTPStatus.OK,
+            error="UnknownShape",
             details={},
         ) from error
-    raise RequestRefused(body.message, status=reply.status_code, error=body.error, details=body.model_dump())
+
+
+def _refusal(reply: httpx2.Response) -> RequestRefused:
+    """Say what the server says; an answer that is not in its one shape comes from something in between."""
+    try:
+        body = _ErrorBody.model_validate_json(reply.content)
+    except ValidationError:
+        return _foreign(reply)
+    return RequestRefused(body.message, status=reply.status_code, error=body.error, details=body.model_dump())
+
+
+def _foreign(reply: httpx2.Response) -> RequestRefused:
+    phrase = reply.reason_phrase or "without a word"
+    return RequestRefused(
+        f"{reply.request.url} answered {reply.status_code} {phrase} in a way that HeatNAS does not: check the address",
+        status=reply.status_code,
+        error=phrase,
+        details={},
+    )
+
+
+def _retry_after(reply: httpx2.Response) -> float:
+    """Return the seconds that a server asks to wait, within reason; 0 where it asks for none, or names a date."""
+    text = reply.headers.get("Retry-After", "").strip()
+    return min(float(text), PATIENCE_SECONDS) if text.isascii() and text.isdecimal() else 0.0
 
 
 def _part(text: str) -> str:

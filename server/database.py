@@ -109,7 +109,7 @@ class Task(Base):
     __table_args__ = (
         UniqueConstraint("job_id", "round", "item_key"),
         CheckConstraint(one_of("state", TaskState), name="state"),
-        CheckConstraint("attempt >= 0 AND failures >= 0", name="counts"),
+        CheckConstraint("attempt >= 0 AND failures >= 0 AND silences >= 0", name="counts"),
         CheckConstraint("length(graph_sha256) = 64", name="graph_sha256"),
         CheckConstraint("state <> 'leased' OR (lease_id IS NOT NULL AND attempt > 0)", name="leased"),
         CheckConstraint("state <> 'pending' OR lease_id IS NULL", name="pending"),
@@ -140,7 +140,9 @@ class Task(Base):
     measurement_id: Mapped[str | None] = mapped_column(ForeignKey("measurements.id"))
     failures: Mapped[int] = mapped_column(default=0)
     failure: Mapped[Json | None]
-    """The last failure an agent reported: failure, message, attempt, agent_id, at."""
+    """The last failure: failure, message, attempt, at, and agent_id where an agent reported it."""
+    silences: Mapped[int] = mapped_column(default=0)
+    """Leases of it that expired, or whose agent died, since a failure was last reported."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
@@ -151,6 +153,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(one_of("state", JobState), name="state"),
+        CheckConstraint("(idempotency_key IS NULL) = (request_digest IS NULL)", name="idempotency"),
         CheckConstraint("progress >= 0 AND progress <= 1", name="progress"),
         CheckConstraint("state <> 'succeeded' OR result IS NOT NULL", name="result"),
         CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="error"),
@@ -166,6 +169,8 @@ class Job(Base):
     state: Mapped[str] = mapped_column(default=JobState.SUBMITTED)
     parameters: Mapped[Json]
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    request_digest: Mapped[str | None]
+    """Of the request as it was sent, beside its key."""
     progress: Mapped[float] = mapped_column(default=0.0)
     """Share of the work done, 0 to 1."""
     result: Mapped[Json | None]

@@ -4,6 +4,7 @@ Submitting only inserts a row (the outbox); a worker hands it to the job engine 
 a conditional UPDATE, so that of two that race only one happens.
 """
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,8 +17,7 @@ from sqlalchemy.orm import Session
 from server.database import FINAL_JOB_STATES, Artifact, Job, JobEvent, JobState, reading, writing
 from server.errors import IdempotencyConflict, JobCancelled, JobNotFinished, UnknownArtifact, UnknownJob
 from server.parameters import PARAMETERS, Parameters
-from server.supernets import LATEST
-from server.tasks import cancel_tasks
+from server.tasks import cancel_tasks, digest
 
 Json = dict[str, Any]
 
@@ -30,18 +30,29 @@ class Jobs:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def submit(self, kind: str, parameters: Parameters, *, key: str | None, now: datetime) -> Job:
+    def submit(
+        self, kind: str, parameters: Parameters, *, key: str | None, now: datetime, sent: Parameters | None = None
+    ) -> Job:
         """Store a job for a worker to pick up; the same idempotency key gives the job it made before.
+
+        Args:
+            kind: what sort of job.
+            parameters: what it is to do.
+            key: idempotency key, None to make a job in any case.
+            now: the time.
+            sent: the parameters as they were sent, where something in them was looked up since.
 
         Raises:
             IdempotencyConflict: the key was used for another request.
         """
+        sent = sent or parameters
         job = Job(
             id=f"{kind}-{secrets.token_hex(6)}",
             kind=kind,
             state=JobState.SUBMITTED,
             parameters=parameters.model_dump(mode="json"),
             idempotency_key=key,
+            request_digest=None if key is None else _digest(kind, sent),
             created_at=now,
         )
         try:
@@ -50,14 +61,17 @@ class Jobs:
                 session.flush()
                 _add_event(session, job.id, "submitted", f"{kind} job submitted", None, now)
         except IntegrityError:
-            known = None if key is None else self.made_by(key, kind, parameters)
+            known = None if key is None else self.made_by(key, kind, sent)
             if known is None:
                 raise
             return known
         return self.get(job.id)
 
-    def made_by(self, key: str, kind: str, parameters: Parameters) -> Job | None:
+    def made_by(self, key: str, kind: str, sent: Parameters) -> Job | None:
         """Return the job that a key made, None when it made none: a request sent again is not judged anew.
+
+        Requests are compared as they were sent: neither what was looked up for them since, such as the latest supernet,
+        nor a default that has changed makes a difference.
 
         Raises:
             IdempotencyConflict: the key was used for another request.
@@ -66,11 +80,7 @@ class Jobs:
             known = session.scalars(select(Job).where(Job.idempotency_key == key)).one_or_none()
         if known is None:
             return None
-        content = parameters.model_dump(mode="json")
-        if content.get("supernet") == LATEST:
-            # It was resolved when the job was made; which supernet is the latest now does not matter.
-            content["supernet"] = known.parameters.get("supernet")
-        if known.kind != kind or known.parameters != content:
+        if known.request_digest != _digest(kind, sent):
             raise IdempotencyConflict(
                 f"idempotency key {key!r} belongs to {known.kind} job {known.id} with other parameters: use a new key"
             )
@@ -137,10 +147,11 @@ class Jobs:
                 .values(progress=min(share, 1.0))
             )
 
-    def event(self, job: str, kind: str, message: str, data: Mapping[str, Any] | None = None, *, now: datetime) -> int:
-        """Append an event and return its number."""
+    def event(self, job: str, kind: str, message: str, data: Mapping[str, Any] | None = None, *, now: datetime) -> None:
+        """Append an event; a job that is final has told its last."""
         with writing(self._engine) as session:
-            return _add_event(session, job, kind, message, None if data is None else dict(data), now)
+            if _is_open(session, job):
+                _add_event(session, job, kind, message, None if data is None else dict(data), now)
 
     def events(self, job: str, *, after: int = 0, limit: int = 500, offset: int = 0) -> Sequence[JobEvent]:
         """List the events of a job after a number, in order."""
@@ -192,11 +203,11 @@ class Jobs:
         return found.result
 
     def add_artifact(self, job: str, name: str, sha256: str, size: int, media_type: str, *, now: datetime) -> None:
-        """Name a blob as a file of the job; the newest of a name counts."""
+        """Name a blob as a file of the job; the newest of a name counts, and a job that is final takes no more."""
+        file = Artifact(job_id=job, name=name, sha256=sha256, bytes=size, media_type=media_type, created_at=now)
         with writing(self._engine) as session:
-            session.merge(
-                Artifact(job_id=job, name=name, sha256=sha256, bytes=size, media_type=media_type, created_at=now)
-            )
+            if _is_open(session, job):
+                session.merge(file)
 
     def artifacts(self, job: str) -> Sequence[Artifact]:
         """List the files of a job by name."""
@@ -222,11 +233,21 @@ class Jobs:
                 cancel_tasks(session, job, now=now)
 
 
-def _find(session: Session, job: str) -> Job:
-    found = session.get(Job, job)
+def _digest(kind: str, sent: Parameters) -> str:
+    content = sent.model_dump(mode="json", exclude_unset=True)
+    return digest(kind, json.dumps(content, sort_keys=True))
+
+
+def _find(session: Session, job: str, *, lock: bool = False) -> Job:
+    found = session.get(Job, job, with_for_update=lock)
     if found is None:
         raise UnknownJob(f"job {job!r} is unknown: list the jobs with GET /v1/jobs")
     return found
+
+
+def _is_open(session: Session, job: str) -> bool:
+    """Tell whether a job is not final, and keep it so for the transaction: events are numbered one writer at a time."""
+    return _find(session, job, lock=True).state in OPEN_STATES
 
 
 def _moved(session: Session, job: str, before: Sequence[JobState], values: Json) -> bool:
@@ -235,11 +256,11 @@ def _moved(session: Session, job: str, before: Sequence[JobState], values: Json)
     return bool(done.rowcount)  # type: ignore[attr-defined]
 
 
-def _add_event(session: Session, job: str, kind: str, message: str, data: Json | None, now: datetime) -> int:
+def _add_event(session: Session, job: str, kind: str, message: str, data: Json | None, now: datetime) -> None:
+    """Number and store an event; the caller holds the lock of the job's row, or has just made it."""
     last = session.scalar(select(func.max(JobEvent.seq)).where(JobEvent.job_id == job)) or 0
     session.add(JobEvent(job_id=job, seq=last + 1, at=now, kind=kind, message=message, data=data))
     session.flush()
-    return int(last) + 1
 
 
 def is_final(job: Job) -> bool:

@@ -3,10 +3,13 @@
     pending --lease--> leased --result--> done
        ^                 |
        |<--expiry, release, failure worth a retry
-       |                 '--failure, final--> failed          pending, leased --cancel--> cancelled
+       |                 '--failure, final; the last of several silences--> failed
+                                                       pending, leased --cancel--> cancelled
 
-`Task.attempt` counts the leases of a task and is the fencing token: a result completes the task only if its attempt is
-the newest one handed out, whatever happened to the lease meanwhile. Every other result is kept as a late replicate.
+`Task.attempt` counts the leases of a task and is the fencing token: a result completes the task, and a failure counts,
+only if its attempt is the newest one handed out, whatever happened to the lease meanwhile. Every other result is kept
+as a late replicate. `Task.silences` counts the leases that ended without a word: a graph that takes its agent or the
+whole machine down leaves nothing else behind.
 All functions run inside the caller's writing session and are told the time: the server's clock alone decides expiry.
 Rows are locked in one order, agent before lease before task, so that no two transactions wait for each other.
 """
@@ -31,6 +34,7 @@ from profiler.wire import (
     Failure,
     FailureClass,
     Policy,
+    Release,
     Renewal,
     Renewed,
     Result,
@@ -39,8 +43,26 @@ from profiler.wire import (
 from profiler.wire import Lease as LeaseReply
 from profiler.wire import Task as TaskMessage
 from server.database import Agent, Device, Lease, Task, TaskState
-from server.errors import LeaseLost, ResultRefused, UnknownAgent, UnknownTask, UpgradeRequired
+from server.errors import (
+    DuplicateIdentity,
+    LeaseLost,
+    ResultMismatch,
+    ResultRefused,
+    UnknownAgent,
+    UnknownLease,
+    UnknownTask,
+    UpgradeRequired,
+)
 from server.tasks import count_changed, digest
+
+OPEN_STATES = frozenset({TaskState.PENDING, TaskState.LEASED})
+"""Not final: the newest attempt still counts, even when its lease is over."""
+
+MAX_TRIES = 3
+"""A task is given up after so many failures that may pass, or so many silences."""
+
+LAST_TRY_TASKS = 8
+"""Tasks on their last try are leased apart and so few at a time: one that ends its agent takes few along."""
 
 SUPPORTED_PROTOCOLS = tuple(range(max(1, PROTOCOL - 1), PROTOCOL + 1))
 """This protocol and the one before."""
@@ -55,14 +77,12 @@ class LeaseTerms:
         renew_seconds: how often an agent is to renew.
         poll_seconds: how long a request for work may wait.
         max_graph_bytes: the largest graph handed out.
-        max_failures: reported failures after which a task is given up.
     """
 
     lease_seconds: float = 120.0
     renew_seconds: float = 40.0
     poll_seconds: float = 20.0
     max_graph_bytes: int = 512 * 2**20
-    max_failures: int = 3
 
 
 def enrol(session: Session, enrolment: Enrolment, terms: LeaseTerms, *, now: datetime) -> Enrolled:
@@ -103,9 +123,11 @@ def lease(session: Session, agent_id: str, max_tasks: int, terms: LeaseTerms, *,
 
     Raises:
         UnknownAgent: there is no such agent.
+        DuplicateIdentity: the agent is at work on another lease.
     """
     agent = _seen(session, agent_id, now)
     expire(session, now=now)
+    _check_idle(session, agent_id)
     tasks = _pending(session, agent.device_id, max_tasks)
     if not tasks:
         return LeaseReply(lease_id=None, lease_seconds=terms.lease_seconds, tasks=())
@@ -132,7 +154,8 @@ def renew(session: Session, lease_id: str, renewal: Renewal, terms: LeaseTerms, 
     """Let a lease run on, and tell which of its tasks were cancelled.
 
     Raises:
-        LeaseLost: it expired, was released, or never existed.
+        UnknownLease: there never was such a lease.
+        LeaseLost: it expired or was released.
     """
     expires_at = now + timedelta(seconds=terms.lease_seconds)
     renewed = count_changed(
@@ -141,6 +164,8 @@ def renew(session: Session, lease_id: str, renewal: Renewal, terms: LeaseTerms, 
         .where(Lease.id == lease_id, Lease.ended_at.is_(None), Lease.expires_at > now)
         .values(expires_at=expires_at, progress=renewal.model_dump(mode="json")),
     )
+    if not renewed and session.get(Lease, lease_id) is None:
+        raise _unknown(lease_id)
     if not renewed:
         raise LeaseLost(f"lease {lease_id} does not hold (any more): drop its tasks and ask for a new lease")
     _seen(session, session.scalars(select(Lease.agent_id).where(Lease.id == lease_id)).one(), now)
@@ -148,23 +173,27 @@ def renew(session: Session, lease_id: str, renewal: Renewal, terms: LeaseTerms, 
     return Renewed(lease_seconds=terms.lease_seconds, cancelled=tuple(session.scalars(query)))
 
 
-def release(session: Session, lease_id: str, *, now: datetime) -> int:
+def release(session: Session, lease_id: str, asked: Release, *, now: datetime) -> int:
     """Give the unfinished tasks of a lease back, and return how many; releasing it again gives back none.
 
+    Where its holder died, that is a silence of each of them.
+
     Raises:
-        LeaseLost: there never was such a lease.
+        UnknownLease: there never was such a lease.
     """
     if session.get(Lease, lease_id, with_for_update=True) is None:
-        raise LeaseLost(f"lease {lease_id} is unknown: ask for a new lease")
+        raise _unknown(lease_id)
+    if asked.crashed:
+        return len(_end_in_silence(session, [lease_id], now))
     return len(_give_back(session, [lease_id], now))
 
 
 def expire(session: Session, *, now: datetime) -> tuple[str, ...]:
-    """End the leases whose time is over, and return the ids of the tasks that are pending again."""
+    """End the leases whose time is over, and return the ids of the tasks they held: a silence of each of them."""
     over = session.scalars(
         select(Lease.id).where(Lease.ended_at.is_(None), Lease.expires_at <= now).with_for_update(skip_locked=True)
     ).all()
-    return _give_back(session, over, now)
+    return _end_in_silence(session, over, now)
 
 
 def record_result(session: Session, result_id: str, result: Result, *, now: datetime) -> ResultReceipt:
@@ -172,7 +201,8 @@ def record_result(session: Session, result_id: str, result: Result, *, now: date
 
     Raises:
         UnknownTask, UnknownAgent: it names something that does not exist.
-        ResultRefused: it does not belong to the task.
+        ResultRefused: it is of another device, or of an attempt that was never handed out.
+        ResultMismatch: it is of another graph or execution than the task.
         InvalidMeasurement: it contradicts itself.
         MeasurementConflict: the id is taken by other content.
     """
@@ -183,7 +213,7 @@ def record_result(session: Session, result_id: str, result: Result, *, now: date
         return stored
     _check_attempt(task, agent, result.attempt)
     _check_result(task, result)
-    completes = task.attempt == result.attempt and task.state in {TaskState.PENDING, TaskState.LEASED}
+    completes = task.attempt == result.attempt and task.state in OPEN_STATES
     device = session.get_one(Device, task.device_id)
     receipt = insert_measurement(
         session,
@@ -201,8 +231,8 @@ def record_result(session: Session, result_id: str, result: Result, *, now: date
     return receipt
 
 
-def record_failure(session: Session, task_id: str, failure: Failure, terms: LeaseTerms, *, now: datetime) -> TaskState:
-    """Note why a task could not be measured, and return its state; only the current attempt counts, once.
+def record_failure(session: Session, task_id: str, failure: Failure, *, now: datetime) -> TaskState:
+    """Note why a task could not be measured, and return its state; only the newest attempt counts, once.
 
     Raises:
         UnknownTask, UnknownAgent: it names something that does not exist.
@@ -211,47 +241,74 @@ def record_failure(session: Session, task_id: str, failure: Failure, terms: Leas
     agent = _seen(session, failure.agent_id, now)
     task = _locked(session, task_id)
     _check_attempt(task, agent, failure.attempt)
-    if task.state != TaskState.LEASED or task.attempt != failure.attempt:
+    is_told = task.failure is not None and task.failure["attempt"] == failure.attempt
+    if task.state not in OPEN_STATES or task.attempt != failure.attempt or is_told:
         return TaskState(task.state)
     failures = task.failures + 1
-    state = TaskState.PENDING if _is_worth_retrying(failure.failure, failures, terms) else TaskState.FAILED
+    state = TaskState.PENDING if _is_worth_retrying(failure.failure, failures) else TaskState.FAILED
     _move(
         session,
         task,
         now,
         state=state,
         failures=failures,
+        silences=0,
         failure={**failure.model_dump(mode="json"), "at": now.isoformat()},
         lease_id=None if state is TaskState.PENDING else task.lease_id,
     )
     return state
 
 
-def _is_worth_retrying(failure: FailureClass, failures: int, terms: LeaseTerms) -> bool:
+def _is_worth_retrying(failure: FailureClass, failures: int) -> bool:
     match failure:
         case FailureClass.UNSUPPORTED:
             return False
         case FailureClass.HASH_MISMATCH | FailureClass.OUT_OF_MEMORY | FailureClass.CRASH | FailureClass.TIMEOUT:
-            return failures < terms.max_failures
+            return failures < MAX_TRIES
     assert_never(failure)
 
 
+def _unknown(lease_id: str) -> UnknownLease:
+    return UnknownLease(f"lease {lease_id} is unknown: ask for a new lease")
+
+
 def _seen(session: Session, agent_id: str, now: datetime) -> Agent:
-    agent = session.get(Agent, agent_id)
+    agent = session.get(Agent, agent_id, with_for_update=True)
     if agent is None:
         raise UnknownAgent(f"agent {agent_id} is unknown here: enrol with POST /v1/agents")
     agent.seen_at = now
     return agent
 
 
+def _check_idle(session: Session, agent_id: str) -> None:
+    """Refuse an agent that is at work: two on one machine would disturb each other's times."""
+    held = session.scalar(
+        select(Lease)
+        .join(Task, Task.lease_id == Lease.id)
+        .where(Lease.agent_id == agent_id, Lease.ended_at.is_(None), Task.state == TaskState.LEASED)
+        .limit(1)
+    )
+    if held is not None:
+        raise DuplicateIdentity(
+            f"agent {agent_id} is at work on lease {held.id} until {held.expires_at.isoformat(timespec='seconds')}: "
+            "if another agent runs on this machine under the same name, stop one of them; else the lease ends then"
+        )
+
+
 def _pending(session: Session, device_id: str, limit: int) -> Sequence[Task]:
-    return session.scalars(
+    """Choose what to hand out: of a job those on their last try after its other tasks, apart from them and few."""
+    on_last_try = Task.silences >= MAX_TRIES - 1
+    found = session.scalars(
         select(Task)
         .where(Task.device_id == device_id, Task.state == TaskState.PENDING)
-        .order_by(Task.created_at, Task.job_id, Task.position)
+        .order_by(Task.created_at, Task.job_id, on_last_try, Task.position)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
+    last_try = [task for task in found if task.silences >= MAX_TRIES - 1]
+    if last_try and found[0] is last_try[0]:
+        return last_try[:LAST_TRY_TASKS]
+    return [task for task in found if task not in last_try]
 
 
 def _claim(session: Session, task: Task, lease_id: str, now: datetime) -> bool:
@@ -276,6 +333,26 @@ def _message(task: Task) -> TaskMessage:
         execution=Execution.model_validate(task.execution),
         policy=Policy.model_validate(task.policy),
     )
+
+
+def _end_in_silence(session: Session, leases: Sequence[str], now: datetime) -> tuple[str, ...]:
+    """End leases that nobody will say anything about; give up the tasks for which that was once too often."""
+    tasks = _give_back(session, leases, now)
+    freed = Task.id.in_(tasks)
+    count_changed(session, update(Task).where(freed).values(silences=Task.silences + 1))
+    given_up = select(Task).where(freed, Task.silences >= MAX_TRIES).order_by(Task.id)
+    for task in session.scalars(given_up.execution_options(populate_existing=True)):
+        _give_up(session, task, now)
+    return tasks
+
+
+def _give_up(session: Session, task: Task, now: datetime) -> None:
+    message = (
+        f"the agent or device died each of the last {task.silences} times while measuring {task.label}, without a "
+        "word: look there for memory that ran out, heat and restarts, and at what the agent said last"
+    )
+    failure = {"failure": FailureClass.CRASH.value, "message": message, "attempt": task.attempt, "at": now.isoformat()}
+    _move(session, task, now, state=TaskState.FAILED, failure=failure)
 
 
 def _give_back(session: Session, leases: Sequence[str], now: datetime) -> tuple[str, ...]:
@@ -310,13 +387,13 @@ def _check_attempt(task: Task, agent: Agent, attempt: int) -> None:
 
 def _check_result(task: Task, result: Result) -> None:
     if result.graph_sha256 != task.graph_sha256:
-        raise ResultRefused(
+        raise ResultMismatch(
             f"the result is of graph {result.graph_sha256}, task {task.id} is of {task.graph_sha256}: "
             "measure the graph of the task"
         )
     expected = Execution.model_validate(task.execution)
     if result.execution != expected:
-        raise ResultRefused(
+        raise ResultMismatch(
             f"the result ran as {_json(result.execution)}, task {task.id} asks for {_json(expected)}: run it as asked"
         )
 

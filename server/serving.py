@@ -4,7 +4,6 @@ The web process is this one; the worker is its child, started again when it dies
 """
 
 import contextlib
-import errno
 import signal
 import socket
 import subprocess
@@ -37,11 +36,9 @@ def serve(settings: Settings, announce: Callable[[], None]) -> None:
         PortTaken: something else listens at the address.
         NewerDatabase: the data folder was written by a newer version.
     """
-    listening = _listen(settings)
-    signal.signal(signal.SIGTERM, _noted)  # uvicorn raises the signal again once it has shut down
-    signal.signal(signal.SIGINT, _noted)
-    with listening:
+    with _listen(settings) as listening:
         server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", timeout_graceful_shutdown=5))
+        _stop_on_signals(server)
         announce()
         worker = WorkerProcess(settings)
         worker.start()
@@ -86,18 +83,31 @@ class WorkerProcess:
         pause, started = 0.0, time.monotonic()
         while not self._stopping.wait(0.2):
             process = self._process
-            if process is None or process.poll() is None:
+            if process is not None and process.poll() is None:
                 continue
-            _close(process)
             pause = 0.5 if time.monotonic() - started > HEALTHY_SECONDS else min(2 * pause + 0.5, LONGEST_PAUSE_SECONDS)
-            sys.stderr.write(f"heatnas: the worker ended with {process.returncode}; started again in {pause:.1f} s\n")
+            if process is not None:
+                _close(process)
+                _say(f"the worker ended with {process.returncode}; started again in {pause:.1f} s")
             if self._stopping.wait(pause):
                 return
-            self._process, started = self._spawn(), time.monotonic()
+            self._process, started = self._try_again(), time.monotonic()
+
+    def _try_again(self) -> subprocess.Popen[bytes] | None:
+        """Start the worker once more; None where the machine cannot now, as when its memory is full."""
+        try:
+            return self._spawn()
+        except OSError as error:
+            _say(f"the worker cannot be started ({error}); it is tried again: jobs wait meanwhile")
+            return None
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         # The pipe to its standard input closes with this process, however it ends.
         return subprocess.Popen(self._command, stdin=subprocess.PIPE)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"heatnas: {text}\n")
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:
@@ -113,10 +123,8 @@ def _listen(settings: Settings) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
-    except OSError as error:
+    except OSError as error:  # taken, forbidden, of another machine, or a name that nobody knows
         listening.close()
-        if error.errno not in {errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL}:
-            raise
         raise PortTaken(
             f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): "
             "stop what runs there, or choose another --port (or --host)"
@@ -124,5 +132,11 @@ def _listen(settings: Settings) -> socket.socket:
     return listening
 
 
-def _noted(_number: int, _frame: FrameType | None) -> None:
-    """Let the signal pass: the shutdown it asked for is under way."""
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    """Have signals stop the server: before it runs, and when it raises those anew that it has obeyed."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)

@@ -14,7 +14,7 @@ class Settings(BaseSettings):
         data: the data folder: databases, blobs, data sets, token.
         host: address to listen on; the loopback interface unless told otherwise.
         port: port to listen on.
-        lease_seconds: how long an agent's claim on tasks lasts without renewal.
+        lease_seconds: how long an agent's claim on tasks lasts without renewal, a day at most.
         poll_seconds: how long a request for work may wait for some.
         max_graph_bytes: largest graph an agent is asked to run.
         export_processes: child processes that export graphs at the same time.
@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     data: Path = Path("heatnas-data")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
-    lease_seconds: float = Field(120, ge=1)
+    lease_seconds: float = Field(120, ge=1, le=86_400)
     poll_seconds: float = Field(20, ge=0, le=50)
     max_graph_bytes: int = Field(512 * 2**20, gt=0)
     export_processes: int = Field(2, ge=1, le=64)

@@ -17,17 +17,33 @@ from profiler.wire import (
     Failure,
     Lease,
     LeaseRequest,
+    Release,
     Renewal,
     Renewed,
     Result,
     ResultReceipt,
     Sha256,
+    Text,
 )
 from server import leases
 from server.database import Task, TaskState, reading, writing
-from server.errors import ResultRefused
+from server.errors import ResultMismatch
 from server.routes.examples import DESCRIPTION, LEASE, RESULT, SHA, TASK, example
 from server.routes.paging import Limit, Offset
+from server.routes.refusals import (
+    BAD_RANGE,
+    LEASE_LOST,
+    NOT_LEASED_THERE,
+    OTHER_MACHINE,
+    OTHER_PROTOCOL,
+    TOO_LARGE,
+    TWIN_AT_WORK,
+    UNKNOWN_AGENT,
+    UNKNOWN_BLOB,
+    UNKNOWN_DEVICE,
+    UNKNOWN_LEASE,
+    UNKNOWN_TASK,
+)
 from server.schemas import Page, TaskAnswer, page
 from server.services import Injected, Services
 
@@ -38,6 +54,8 @@ LOOK_SECONDS = 0.25
 
 MAX_RESULT_BYTES = 16 * 2**20
 """Largest result, raw samples included."""
+
+NOTHING_SAID = Release()
 
 ENROLMENT = {"device": "workbench", "protocol": 1, "agent_version": "0.1.0", "description": DESCRIPTION}
 ENROLLED = {
@@ -51,22 +69,34 @@ ENROLLED = {
 }
 
 
-@router.post("/agents", summary="Enrol an agent", status_code=201, responses=example(ENROLLED, status=201))
+@router.post(
+    "/agents",
+    summary="Enrol an agent",
+    status_code=201,
+    responses={**example(ENROLLED, status=201), **OTHER_MACHINE, **OTHER_PROTOCOL, **TOO_LARGE},
+)
 def enrol(services: Injected, enrolment: Annotated[Enrolment, Body(examples=[ENROLMENT])]) -> Enrolled:
     """Introduce an agent and its device; the same machine under the same name is the same agent."""
     with writing(services.database) as session:
         return leases.enrol(session, enrolment, services.terms, now=services.clock())
 
 
-@router.post("/agents/{agent_id}/leases", summary="Claim work", responses=example(LEASE))
+@router.post(
+    "/agents/{agent_id}/leases",
+    summary="Claim work",
+    responses={**example(LEASE), **UNKNOWN_AGENT, **TWIN_AT_WORK, **TOO_LARGE},
+)
 async def lease(
     services: Injected,
-    agent_id: str,
+    agent_id: Text,
     asked: Annotated[LeaseRequest, Body(examples=[{"max_tasks": 32, "wait_seconds": 20}])],
     request: Request,
 ) -> Lease:
-    """Lease pending tasks of the agent's device, waiting up to `wait_seconds` for some; no thread is held meanwhile."""
-    deadline = time.monotonic() + asked.wait_seconds
+    """Lease pending tasks of the agent's device; wait for some up to `wait_seconds`, as far as the server allows.
+
+    No thread is held meanwhile.
+    """
+    deadline = time.monotonic() + min(asked.wait_seconds, services.terms.poll_seconds)
     found = await run_in_threadpool(_lease, services, agent_id, asked.max_tasks)
     while not found.tasks and time.monotonic() < deadline:
         await asyncio.sleep(LOOK_SECONDS)
@@ -90,11 +120,11 @@ def _may_lease(services: Services, agent_id: str) -> bool:
 @router.post(
     "/leases/{lease_id}/renew",
     summary="Keep a lease",
-    responses=example({"lease_seconds": 120, "cancelled": []}),
+    responses={**example({"lease_seconds": 120, "cancelled": []}), **UNKNOWN_LEASE, **LEASE_LOST, **TOO_LARGE},
 )
 def renew(
     services: Injected,
-    lease_id: str,
+    lease_id: Text,
     renewal: Annotated[Renewal, Body(examples=[{"done": 12, "total": 60, "seconds_left": 8.5}])],
 ) -> Renewed:
     """Say that work goes on; learn which tasks are no longer wanted. 410 when the lease is lost."""
@@ -103,12 +133,19 @@ def renew(
 
 
 @router.post(
-    "/leases/{lease_id}/release", summary="Give a lease back", status_code=204, responses={204: {"description": "Done"}}
+    "/leases/{lease_id}/release",
+    summary="Give a lease back",
+    status_code=204,
+    responses={204: {"description": "Done"}, **UNKNOWN_LEASE, **TOO_LARGE},
 )
-def release(services: Injected, lease_id: str) -> Response:
+def release(
+    services: Injected,
+    lease_id: Text,
+    asked: Annotated[Release, Body(examples=[{"crashed": False}])] = NOTHING_SAID,
+) -> Response:
     """Return unfinished tasks at once instead of letting the lease run out."""
     with writing(services.database) as session:
-        leases.release(session, lease_id, now=services.clock())
+        leases.release(session, lease_id, asked, now=services.clock())
     return Response(status_code=204)
 
 
@@ -116,7 +153,7 @@ def release(services: Injected, lease_id: str) -> Response:
     "/blobs/{sha256}",
     summary="Fetch a graph",
     response_class=FileResponse,
-    responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}},
+    responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}, **UNKNOWN_BLOB, **BAD_RANGE},
 )
 def get_blob(services: Injected, sha256: Sha256) -> FileResponse:
     """Return the file of that hash; the reader checks it."""
@@ -132,24 +169,28 @@ def get_blob(services: Injected, sha256: Sha256) -> FileResponse:
     "/results/{result_id}",
     summary="Hand over a measurement",
     max_body_size=MAX_RESULT_BYTES,
-    responses=example({"measurement_id": SHA, "late": False}),
+    responses={**example({"measurement_id": SHA, "late": False}), **UNKNOWN_TASK, **NOT_LEASED_THERE, **TOO_LARGE},
 )
 def put_result(
     services: Injected, result_id: Sha256, result: Annotated[Result, Body(examples=[RESULT])]
 ) -> ResultReceipt:
     """Store a measurement under the hash of its content; the same one any number of times."""
     if identity_of(result) != result_id:
-        raise ResultRefused(
+        raise ResultMismatch(
             f"result {result_id} has other content, its hash is {identity_of(result)}: send it under that"
         )
     with writing(services.database) as session:
         return leases.record_result(session, result_id, result, now=services.clock())
 
 
-@router.post("/tasks/{task_id}/failures", summary="Report that a task failed", responses=example({"state": "pending"}))
+@router.post(
+    "/tasks/{task_id}/failures",
+    summary="Report that a task failed",
+    responses={**example({"state": "pending"}), **UNKNOWN_TASK, **NOT_LEASED_THERE, **TOO_LARGE},
+)
 def report_failure(
     services: Injected,
-    task_id: str,
+    task_id: Text,
     failure: Annotated[
         Failure,
         Body(examples=[{"agent_id": "d2c1a7f0", "attempt": 1, "failure": "unsupported", "message": "no kernel"}]),
@@ -157,15 +198,15 @@ def report_failure(
 ) -> dict[str, str]:
     """Say why a graph could not be timed; the class decides whether it is tried again."""
     with writing(services.database) as session:
-        state = leases.record_failure(session, task_id, failure, services.terms, now=services.clock())
+        state = leases.record_failure(session, task_id, failure, now=services.clock())
     return {"state": state.value}
 
 
-@router.get("/tasks", summary="List the tasks", responses=example({"items": [TASK], "total": 1}))
+@router.get("/tasks", summary="List the tasks", responses={**example({"items": [TASK], "total": 1}), **UNKNOWN_DEVICE})
 def list_tasks(
     services: Injected,
-    device: str | None = None,
-    job: str | None = None,
+    device: Text | None = None,
+    job: Text | None = None,
     state: TaskState | None = None,
     limit: Limit = 100,
     offset: Offset = 0,

@@ -5,9 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 from sqlalchemy import func, select
 
+from profiler.wire import Text
 from server.database import Device, reading
 from server.routes.examples import DEVICE, example
 from server.routes.paging import Limit, Offset
+from server.routes.refusals import TOO_LARGE, UNKNOWN_DEVICE
 from server.schemas import DeviceAnswer, DeviceRequest, Page, page
 from server.services import Injected
 
@@ -23,7 +25,7 @@ def list_devices(services: Injected, limit: Limit = 100, offset: Offset = 0) -> 
     return page([DeviceAnswer.model_validate(device) for device in devices], total)
 
 
-@router.post("", summary="Make a device known", status_code=201, responses=example(DEVICE, status=201))
+@router.post("", summary="Make a device known", status_code=201, responses={**example(DEVICE, status=201), **TOO_LARGE})
 def register_device(
     services: Injected,
     request: Annotated[DeviceRequest, Body(examples=[{"name": "workbench", "device_class": "desktop_cpu"}])],
@@ -33,7 +35,7 @@ def register_device(
     return DeviceAnswer.model_validate(device)
 
 
-@router.get("/{name}", summary="Describe one device", responses=example(DEVICE))
-def get_device(services: Injected, name: str) -> DeviceAnswer:
+@router.get("/{name}", summary="Describe one device", responses={**example(DEVICE), **UNKNOWN_DEVICE})
+def get_device(services: Injected, name: Text) -> DeviceAnswer:
     """Return what is known about a device."""
     return DeviceAnswer.model_validate(services.tables.device(name))

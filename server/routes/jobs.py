@@ -13,12 +13,25 @@ from starlette.concurrency import run_in_threadpool
 from nas.budgets import Budget
 from nas.exact import fastest, unreachable
 from nas.space import SearchSpace, named_space
+from profiler.wire import CONTROLS, Text
 from server.choosing import choose_table
 from server.database import Job, JobEvent, JobState
 from server.jobs import Jobs, is_final
 from server.parameters import Parameters, ProfileParameters, ThinParameters, TrainParameters
-from server.routes.examples import ARTIFACT, EVENT, JOB, NOT_AS_THINGS_ARE, SUPERNET, UNKNOWN, example
+from server.routes.examples import ARTIFACT, EVENT, JOB, SUPERNET, example
 from server.routes.paging import After, Limit, Offset
+from server.routes.refusals import (
+    BAD_RANGE,
+    KEY_TAKEN,
+    NO_RESULT,
+    NOT_AS_THINGS_ARE,
+    TOO_LARGE,
+    UNKNOWN_ASKED,
+    UNKNOWN_DEVICE,
+    UNKNOWN_JOB,
+    UNKNOWN_SPACE,
+    UNKNOWN_SUPERNET,
+)
 from server.schemas import ArtifactAnswer, EventAnswer, JobAnswer, Page, SupernetAnswer, page
 from server.services import Injected, Services
 from server.supernets import find_supernet, list_supernets
@@ -27,7 +40,7 @@ router = APIRouter()
 
 LOOK_SECONDS = 0.5
 Key = Annotated[
-    Annotated[str, StringConstraints(min_length=1, max_length=128)] | None,
+    Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=f"^[^{CONTROLS}]*$")] | None,
     Header(alias="Idempotency-Key", description="The same key again gives the same job."),
 ]
 LastEvent = Annotated[
@@ -35,7 +48,7 @@ LastEvent = Annotated[
 ]
 
 
-def follow(services: Injected, job: str) -> Job:
+def follow(services: Injected, job: Text) -> Job:
     """Find the job before anything is streamed: afterwards it is too late to say that there is none."""
     return services.jobs.get(job)
 
@@ -44,7 +57,11 @@ Followed = Annotated[Job, Depends(follow)]
 
 
 @router.post(
-    "/supernets", summary="Train a supernet", status_code=202, tags=["supernets"], responses=example(JOB, status=202)
+    "/supernets",
+    summary="Train a supernet",
+    status_code=202,
+    tags=["supernets"],
+    responses={**example(JOB, status=202), **UNKNOWN_SPACE, **KEY_TAKEN, **TOO_LARGE},
 )
 def train(
     services: Injected,
@@ -65,8 +82,13 @@ def get_supernets(services: Injected, limit: Limit = 100, offset: Offset = 0) ->
     return page([SupernetAnswer.of(supernet) for supernet in found], total)
 
 
-@router.get("/supernets/{supernet}", summary="Describe one supernet", tags=["supernets"], responses=example(SUPERNET))
-def get_supernet(services: Injected, supernet: str) -> SupernetAnswer:
+@router.get(
+    "/supernets/{supernet}",
+    summary="Describe one supernet",
+    tags=["supernets"],
+    responses={**example(SUPERNET), **UNKNOWN_SUPERNET},
+)
+def get_supernet(services: Injected, supernet: Text) -> SupernetAnswer:
     """Return a supernet by id, or the newest as `latest`."""
     return SupernetAnswer.of(find_supernet(services.database, supernet))
 
@@ -75,9 +97,9 @@ def get_supernet(services: Injected, supernet: str) -> SupernetAnswer:
     "/supernets/{supernet}/importance",
     summary="Return the importance of a supernet",
     tags=["supernets"],
-    responses=example({"space": "cc7d09c937d1e496", "stages": [], "provenance": {}}),
+    responses={**example({"space": "cc7d09c937d1e496", "stages": [], "provenance": {}}), **UNKNOWN_SUPERNET},
 )
-def get_importance(services: Injected, supernet: str) -> dict[str, Any]:
+def get_importance(services: Injected, supernet: Text) -> dict[str, Any]:
     """Return the trained logits, with where they come from."""
     return find_supernet(services.database, supernet).importance.model_dump(mode="json")
 
@@ -87,7 +109,7 @@ def get_importance(services: Injected, supernet: str) -> dict[str, Any]:
     summary="Measure a device",
     status_code=202,
     tags=["tables"],
-    responses={**example(JOB, status=202), **UNKNOWN},
+    responses={**example(JOB, status=202), **UNKNOWN_DEVICE, **KEY_TAKEN, **TOO_LARGE},
 )
 def profile(
     services: Injected,
@@ -105,7 +127,7 @@ def profile(
     summary="Ask for a detector at a target FPS",
     status_code=202,
     tags=["jobs"],
-    responses={**example(JOB, status=202), **UNKNOWN, **NOT_AS_THINGS_ARE},
+    responses={**example(JOB, status=202), **UNKNOWN_ASKED, **NOT_AS_THINGS_ARE, **TOO_LARGE},
 )
 def thin(
     services: Injected,
@@ -121,7 +143,8 @@ def thin(
         return JobAnswer.of(known)
     supernet = find_supernet(services.database, parameters.supernet)
     check_reachable(services, parameters, supernet.space)
-    return _submit(services, "thin", parameters.model_copy(update={"supernet": supernet.id}), key)
+    asked = parameters.model_copy(update={"supernet": supernet.id})
+    return JobAnswer.of(services.jobs.submit("thin", asked, key=key, now=services.clock(), sent=parameters))
 
 
 def check_reachable(services: Services, parameters: ThinParameters, space: SearchSpace) -> None:
@@ -155,18 +178,21 @@ def list_jobs(
     return page([JobAnswer.of(job) for job in found], total)
 
 
-@router.get("/jobs/{job}", summary="Tell where a job stands", tags=["jobs"], responses=example(JOB))
-def get_job(services: Injected, job: str) -> JobAnswer:
+@router.get("/jobs/{job}", summary="Tell where a job stands", tags=["jobs"], responses={**example(JOB), **UNKNOWN_JOB})
+def get_job(services: Injected, job: Text) -> JobAnswer:
     """Return state, progress and, for a failed job, its error."""
     return JobAnswer.of(services.jobs.get(job))
 
 
 @router.get(
-    "/jobs/{job}/events", summary="List what happened", tags=["jobs"], responses=example({"items": [EVENT], "total": 1})
+    "/jobs/{job}/events",
+    summary="List what happened",
+    tags=["jobs"],
+    responses={**example({"items": [EVENT], "total": 1}), **UNKNOWN_JOB},
 )
 def list_events(
     services: Injected,
-    job: str,
+    job: Text,
     after: After = 0,
     limit: Limit = 500,
     offset: Offset = 0,
@@ -181,7 +207,10 @@ def list_events(
     summary="Follow a job",
     tags=["jobs"],
     response_class=EventSourceResponse,
-    responses={200: {"content": {"text/event-stream": {"example": "id: 3\nevent: verified\ndata: {}\n\n"}}}},
+    responses={
+        200: {"content": {"text/event-stream": {"example": "id: 3\nevent: verified\ndata: {}\n\n"}}},
+        **UNKNOWN_JOB,
+    },
 )
 async def stream_events(services: Injected, found: Followed, last: LastEvent = 0) -> AsyncIterator[ServerSentEvent]:
     """Send each event as it happens (server-sent events); reconnecting with Last-Event-ID misses none."""
@@ -196,7 +225,7 @@ async def stream_events(services: Injected, found: Followed, last: LastEvent = 0
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def _look(jobs: Jobs, job: str, last: int) -> tuple[bool, Sequence[JobEvent]]:
+def _look(jobs: Jobs, job: Text, last: int) -> tuple[bool, Sequence[JobEvent]]:
     """Tell whether a job was over before we looked, and what came after an event."""
     is_over = is_final(jobs.get(job))
     return is_over, jobs.events(job, after=last)
@@ -206,17 +235,20 @@ def _look(jobs: Jobs, job: str, last: int) -> tuple[bool, Sequence[JobEvent]]:
     "/jobs/{job}/result",
     summary="Return the result of a job",
     tags=["jobs"],
-    responses=example({"status": "met", "config_id": "a4583796ebad21ce", "rounds": []}),
+    responses={**example({"status": "met", "config_id": "a4583796ebad21ce", "rounds": []}), **UNKNOWN_JOB, **NO_RESULT},
 )
-def get_result(services: Injected, job: str) -> dict[str, Any]:
+def get_result(services: Injected, job: Text) -> dict[str, Any]:
     """Return what the job found; 409 while it has no result."""
     return services.jobs.result(job)
 
 
 @router.post(
-    "/jobs/{job}/cancel", summary="Stop a job", tags=["jobs"], responses=example({**JOB, "state": "cancelled"})
+    "/jobs/{job}/cancel",
+    summary="Stop a job",
+    tags=["jobs"],
+    responses={**example({**JOB, "state": "cancelled"}), **UNKNOWN_JOB},
 )
-def cancel(services: Injected, job: str) -> JobAnswer:
+def cancel(services: Injected, job: Text) -> JobAnswer:
     """Cancel a job with its open tasks; one that has ended stays as it is."""
     return JobAnswer.of(services.jobs.cancel(job, now=services.clock()))
 
@@ -225,9 +257,9 @@ def cancel(services: Injected, job: str) -> JobAnswer:
     "/jobs/{job}/artifacts",
     summary="List the files of a job",
     tags=["jobs"],
-    responses=example({"items": [ARTIFACT], "total": 1}),
+    responses={**example({"items": [ARTIFACT], "total": 1}), **UNKNOWN_JOB},
 )
-def list_artifacts(services: Injected, job: str, limit: Limit = 100, offset: Offset = 0) -> Page[ArtifactAnswer]:
+def list_artifacts(services: Injected, job: Text, limit: Limit = 100, offset: Offset = 0) -> Page[ArtifactAnswer]:
     """Show config, model and evidence with their hashes."""
     found = services.jobs.artifacts(job)
     return page([ArtifactAnswer.of(artifact) for artifact in found[offset : offset + limit]], len(found))
@@ -238,9 +270,9 @@ def list_artifacts(services: Injected, job: str, limit: Limit = 100, offset: Off
     summary="Fetch a file of a job",
     tags=["jobs"],
     response_class=FileResponse,
-    responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}},
+    responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}, **UNKNOWN_JOB, **BAD_RANGE},
 )
-def get_artifact(services: Injected, job: str, name: str) -> FileResponse:
+def get_artifact(services: Injected, job: Text, name: Text) -> FileResponse:
     """Return config.json, model.onnx, evidence.json or what else the job made."""
     artifact = services.jobs.artifact(job, name)
     return FileResponse(

@@ -8,9 +8,11 @@ from sqlalchemy import select
 
 from lookup_tables.models import Device
 from nas.space import SPACE_NAMES, named_space
+from profiler.wire import Text
 from server.database import reading
-from server.routes.examples import EDGE, NO_DATABASE, UNKNOWN, example
+from server.routes.examples import EDGE, example
 from server.routes.paging import Classes
+from server.routes.refusals import UNKNOWN_SPACE
 from server.schemas import Health, Page, SpaceAnswer, page
 from server.services import Injected
 
@@ -22,10 +24,7 @@ DEFAULT_CLASSES = 3
 @router.get(
     "/health",
     summary="Tell whether the server is well",
-    responses={
-        **example({"status": "ok", "version": "0.1.0", "database": "sqlite"}),
-        **NO_DATABASE,
-    },
+    responses=example({"status": "ok", "version": "0.1.0", "database": "sqlite"}),
 )
 def health(services: Injected) -> Health:
     """Need no token; 503 when the database does not answer."""
@@ -41,8 +40,8 @@ def list_spaces(classes: Classes = DEFAULT_CLASSES) -> Page[SpaceAnswer]:
     return page(spaces, len(spaces))
 
 
-@router.get("/spaces/{name}", summary="Describe one search space", responses={**example(EDGE), **UNKNOWN})
-def get_space(name: str, classes: Classes = DEFAULT_CLASSES) -> SpaceAnswer:
+@router.get("/spaces/{name}", summary="Describe one search space", responses={**example(EDGE), **UNKNOWN_SPACE})
+def get_space(name: Text, classes: Classes = DEFAULT_CLASSES) -> SpaceAnswer:
     """Return the space as JSON, for a number of object classes."""
     return _describe(name, classes)
 

@@ -12,9 +12,11 @@ from lookup_tables.errors import InvalidCalibration
 from lookup_tables.exchange import export_csv, export_json, import_json
 from nas.blocks import Kind
 from nas.space import WIDTH_STEP, named_space
+from profiler.wire import Text
 from server.database import reading
 from server.routes.examples import EDITION, ROW, example
 from server.routes.paging import Classes, Limit, Offset
+from server.routes.refusals import NO_TABLE_HERE, TOO_LARGE, UNKNOWN_DEVICE, UNKNOWN_EDITION
 from server.schemas import CoverageAnswer, EditionAnswer, ImportAnswer, Page, RowAnswer, page
 from server.services import Injected, Services
 
@@ -29,9 +31,11 @@ Width = Annotated[
 ]
 
 
-@router.get("", summary="List the table editions", responses=example({"items": [EDITION], "total": 1}))
+@router.get(
+    "", summary="List the table editions", responses={**example({"items": [EDITION], "total": 1}), **UNKNOWN_DEVICE}
+)
 def list_editions(
-    services: Injected, device: str | None = None, limit: Limit = 100, offset: Offset = 0
+    services: Injected, device: Text | None = None, limit: Limit = 100, offset: Offset = 0
 ) -> Page[EditionAnswer]:
     """Show the editions of all devices or of one, newest first."""
     found = services.tables.editions(device=device, limit=limit, offset=offset)
@@ -43,16 +47,20 @@ def list_editions(
     return page([_describe(services, edition) for edition in found], total)
 
 
-@router.get("/{edition}", summary="Describe one edition", responses=example(EDITION))
-def get_edition(services: Injected, edition: str) -> EditionAnswer:
+@router.get("/{edition}", summary="Describe one edition", responses={**example(EDITION), **UNKNOWN_EDITION})
+def get_edition(services: Injected, edition: Text) -> EditionAnswer:
     """Return how it was measured, and its newest calibration."""
     return _describe(services, services.tables.edition(edition))
 
 
-@router.get("/{edition}/rows", summary="Browse the rows", responses=example({"items": [ROW], "total": 120}))
+@router.get(
+    "/{edition}/rows",
+    summary="Browse the rows",
+    responses={**example({"items": [ROW], "total": 120}), **UNKNOWN_EDITION},
+)
 def list_rows(
     services: Injected,
-    edition: str,
+    edition: Text,
     kind: Kind | None = None,
     channels: Width = None,
     limit: Limit = 100,
@@ -67,7 +75,8 @@ def list_rows(
 @router.get(
     "/{edition}/coverage",
     summary="Tell which blocks of a space have no row",
-    responses=example(
+    responses=UNKNOWN_EDITION
+    | example(
         {
             "total": 120,
             "missing": 0,
@@ -77,7 +86,7 @@ def list_rows(
         }
     ),
 )
-def get_coverage(services: Injected, edition: str, space: str, classes: Classes = 3) -> CoverageAnswer:
+def get_coverage(services: Injected, edition: Text, space: Text, classes: Classes = 3) -> CoverageAnswer:
     """Compare the edition with a space, and name the command that measures what is missing."""
     table = services.tables.load(edition)
     found = coverage(table, named_space(space, classes=classes), device=table.device, threads=table.execution.threads)
@@ -94,9 +103,12 @@ def get_coverage(services: Injected, edition: str, space: str, classes: Classes 
     "/{edition}/export",
     summary="Export an edition",
     response_class=Response,
-    responses={200: {"content": {"application/json": {"example": {"format": 1}}, "text/csv": {"example": "kind,..."}}}},
+    responses={
+        200: {"content": {"application/json": {"example": {"format": 1}}, "text/csv": {"example": "kind,..."}}},
+        **UNKNOWN_EDITION,
+    },
 )
-def export(services: Injected, edition: str, format: Literal["json", "csv"] = "json") -> Response:  # noqa: A002
+def export(services: Injected, edition: Text, format: Literal["json", "csv"] = "json") -> Response:  # noqa: A002
     """Return the edition as lossless JSON (which can be imported), or as CSV for people."""
     if format == "csv":
         text, media_type = export_csv(services.tables.load(edition)), "text/csv; charset=utf-8"
@@ -114,7 +126,7 @@ def export(services: Injected, edition: str, format: Literal["json", "csv"] = "j
     summary="Import an exported edition",
     status_code=201,
     max_body_size=MAX_IMPORT_BYTES,
-    responses=example({"edition": EDITION["edition"]}, status=201),
+    responses={**example({"edition": EDITION["edition"]}, status=201), **NO_TABLE_HERE, **TOO_LARGE},
     openapi_extra={"requestBody": {"content": {"application/json": {"example": {"format": 1}}}, "required": True}},
 )
 async def import_edition(services: Injected, request: Request) -> ImportAnswer:

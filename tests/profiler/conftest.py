@@ -18,6 +18,7 @@ from profiler.wire import (
     Lease,
     LeaseRequest,
     Policy,
+    Release,
     Renewed,
     Result,
     ResultReceipt,
@@ -77,6 +78,8 @@ class ProtocolServer:
         self.log: list[str] = []
         self.renewals: list[dict[str, Any]] = []
         self.released: list[str] = []
+        self.crashed: list[str] = []
+        """Those of them whose agent said that it had died."""
         self.cancelled: tuple[str, ...] = ()
         self.before: Callable[[str], tuple[int, str] | None] = lambda _: None
         """Called before each request with "METHOD kind"; a (status, body) it returns is the reply."""
@@ -133,7 +136,7 @@ class ProtocolServer:
                 renewed = Renewed(lease_seconds=self.lease_seconds, cancelled=self.cancelled)
                 return 200, renewed.model_dump_json().encode()
             case ("POST", "leases", lease_id, "release"):
-                return self._release(lease_id)
+                return self._release(lease_id, Release.model_validate_json(body))
             case ("GET", "blobs", sha256):
                 return (200, self.blobs[sha256]) if sha256 in self.blobs else (404, b'{"message": "no such blob"}')
             case ("PUT", "results", result_id):
@@ -167,10 +170,11 @@ class ProtocolServer:
         for lease_id in list(self._leases):
             self.expire(lease_id)
 
-    def _release(self, lease_id: str) -> tuple[int, bytes]:
+    def _release(self, lease_id: str, asked: Release) -> tuple[int, bytes]:
         if lease_id not in self._leases:
             return 404, b'{"message": "no such lease"}'
         self.released.append(lease_id)
+        self.crashed += [lease_id] * asked.crashed
         self.expire(lease_id)
         return 204, b""
 

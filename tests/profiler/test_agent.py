@@ -10,14 +10,14 @@ import pytest
 from profiler.agent import Agent, Summary
 from profiler.client import AgentClient
 from profiler.device import describe_device
-from profiler.errors import NotAuthorised, ServerUnreachable
+from profiler.errors import DuplicateIdentity, NotAuthorised, ServerUnreachable
 from profiler.graphs import GraphCache
 from profiler.identity import result_id
 from profiler.journal import Journal, State
-from profiler.pipe import Order
+from profiler.pipe import Order, Refused
 from profiler.simulated import SimulatedMeasurer
 from profiler.supervisor import ChildMeasurer, Measurer, Report, Wishes
-from profiler.wire import Lease, LeaseRequest, Policy
+from profiler.wire import FailureClass, Lease, LeaseRequest, Policy
 
 GraphOf = Callable[..., bytes]
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -191,6 +191,7 @@ def test_interrupted_agent_uploads_and_gives_the_rest_back(device: Device, serve
         device.agent(measurer=Interrupted()).run_once()
     assert len(server.accepted) == 1
     assert len(server.released) == 1
+    assert server.crashed == []
     assert list(server.state.values()).count("pending") == 2
     assert sum(device.journal.counts().values()) == 0
 
@@ -204,6 +205,7 @@ def test_interrupt_with_the_server_away_loses_nothing(device: Device, server: An
     assert device.journal.counts()[State.MEASURED] == 1
     server.before = lambda _: None
     assert device.agent().run_once() == Summary(leased=1, measured=1, failed=0, uploaded=1)
+    assert (len(server.released), server.crashed) == (1, [])  # it was asked to stop, and did not die
     assert sorted(task for task, _ in server.accepted) == ["t0", "t1"]
     assert sum(device.journal.counts().values()) == 0
 
@@ -311,7 +313,7 @@ def test_leases_of_a_killed_agent_are_given_back_at_the_start(device: Device, se
         lease = client.lease("agent-1", LeaseRequest())
     device.journal.claim(lease)
     assert device.agent().run_once().measured == 1
-    assert server.released == [lease.lease_id]
+    assert server.released == server.crashed == [lease.lease_id]
     assert server.tasks["t"].attempt == 2
     assert [task for task, _ in server.accepted] == ["t"]
 
@@ -364,6 +366,39 @@ def test_run_once_to_the_end_stops_when_nothing_is_left(device: Device, server: 
         server.add(f"t{n}", graph_of(weight=n))
     device.agent(max_tasks=2).run(once=True)
     assert len(server.accepted) == 3
+
+
+def test_message_of_a_failure_is_one_plain_line(device: Device, server: Any, graph: bytes) -> None:
+    class Failing(SimulatedMeasurer):
+        def measure(self, order: Order, _: Wishes) -> Iterator[Report]:  # type: ignore[override]
+            message = "first\nsecond \x1b[31m\udcff" + "x" * 9000
+            yield from (Refused(key=item.key, failure=FailureClass.CRASH, message=message) for item in order.items)
+
+    server.add("t", graph)
+    device.agent(measurer=Failing()).run_once()
+    ((_, failure),) = server.failures
+    assert failure["message"].startswith("first second [31m?xxx")
+    assert len(failure["message"]) == 4000
+
+
+def test_running_agent_waits_for_its_twin_and_a_single_run_does_not(device: Device, server: Any, graph: bytes) -> None:
+    server.add("t", graph)
+    twin = (409, '{"error": "DuplicateIdentity", "message": "agent-1 is at work on lease l"}')
+
+    def at_work_for_a_while(kind: str) -> tuple[int, str] | None:
+        if kind != "POST agents leases":
+            return None
+        if server.accepted:
+            return 403, ""
+        return twin if len(device.slept) < 2 else None
+
+    server.before = at_work_for_a_while
+    with pytest.raises(DuplicateIdentity, match="is at work on lease l"):
+        device.agent().run(once=True)
+    with pytest.raises(NotAuthorised):  # how this test ends a run that never ends
+        device.agent().run(once=False)
+    assert device.slept == [0.1, 0.1]
+    assert len(server.accepted) == 1
 
 
 def test_running_agent_waits_for_a_server_that_went_away(device: Device, server: Any, graph: bytes) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from profiler.client import AgentClient
 from profiler.errors import (
+    DuplicateIdentity,
     HashMismatch,
     LeaseLost,
     NotAuthorised,
@@ -156,6 +157,14 @@ def test_old_agent_is_told_to_upgrade() -> None:
         Talk(status(426, body)).lease()
 
 
+def test_a_twin_at_work_is_told_apart_from_other_refusals() -> None:
+    body = '{"error": "DuplicateIdentity", "message": "agent-1 is at work on lease l until 12:02"}'
+    with pytest.raises(DuplicateIdentity, match="is at work on lease l until 12:02"):
+        Talk(status(409, body)).lease()
+    with pytest.raises(RequestRefused):
+        Talk(status(409, "")).lease()
+
+
 @pytest.mark.parametrize("code", [404, 409, 410])
 def test_lease_that_is_gone_is_lost(code: int) -> None:
     with pytest.raises(LeaseLost, match="lease lease-1 is no longer ours"):
@@ -177,7 +186,10 @@ def test_renewal_reads_the_cancelled_tasks() -> None:
 
 @pytest.mark.parametrize("code", [204, 404, 410])
 def test_release_of_a_lease_already_gone_is_fine(code: int) -> None:
-    Talk(status(code)).client.release("lease-1")
+    talk = Talk(status(code))
+    talk.client.release("lease-1")
+    talk.client.release("lease-2", crashed=True)
+    assert [request.content for request in talk.requests] == [b'{"crashed":false}', b'{"crashed":true}']
 
 
 def test_failure_is_reported_for_its_task() -> None:

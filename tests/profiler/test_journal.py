@@ -69,7 +69,7 @@ def test_result_survives_closing_and_opening(tmp_path: Path) -> None:
         (upload,) = journal.backlog()
         assert upload.result() == result("a")
         assert upload.result_id == result_id(result("a"))
-        assert journal.open_leases() == ["lease-1"]
+        assert journal.open_leases() == {"lease-1": False}
         assert journal.counts() == {State.LEASED: 1, State.MEASURED: 1, State.FAILED: 0, State.REFUSED: 0}
 
 
@@ -106,15 +106,27 @@ def test_dropped_lease_leaves_what_was_measured(tmp_path: Path) -> None:
         journal.claim(lease("a", "b"))
         keep(journal, "a")
         journal.drop_lease("lease-1")
-        assert journal.open_leases() == []
+        assert journal.open_leases() == {}
         assert [upload.task_id for upload in journal.backlog()] == ["a"]
+
+
+def test_lease_the_agent_was_asked_to_stop_on_is_told_from_one_it_died_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal(path) as journal:
+        journal.claim(lease("a", "b"))
+        journal.claim(lease("c", lease_id="lease-2"))
+        journal.stop_lease("lease-2")
+    with Journal(path) as journal:
+        assert journal.open_leases() == {"lease-1": False, "lease-2": True}
+        journal.claim(lease("c", lease_id="lease-3"))
+        assert journal.open_leases() == {"lease-1": False, "lease-3": False}
 
 
 def test_same_attempt_leased_again_can_be_measured(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         journal.claim(lease("a"))
         journal.claim(lease("a", lease_id="lease-2"))
-        assert journal.open_leases() == ["lease-2"]
+        assert journal.open_leases() == {"lease-2": False}
         keep(journal, "a")
         assert len(journal.backlog()) == 1
 

@@ -4,13 +4,15 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Engine
 
-from profiler.wire import PROTOCOL, Enrolled, Enrolment, Policy, Result
+from profiler.wire import PROTOCOL, Enrolled, Enrolment, Policy, Release, Result
 from server.database import Job, JobState, writing
 from server.leases import LeaseTerms, enrol
 from server.tasks import Item, add_tasks
 from tests.lookup_tables.results import BLOCKS, GRAPH, NOON, ONE_THREAD, a_result, described
 
 TERMS = LeaseTerms()
+GIVEN_BACK = Release()
+CRASHED = Release(crashed=True)
 
 
 def seconds(number: float) -> datetime:

@@ -227,7 +227,7 @@ class Bench:
             failure = Failure(
                 agent_id=agent, attempt=task.attempt, failure=FailureClass.UNSUPPORTED, message="no kernel for this"
             )
-            leases.record_failure(session, task.id, failure, TERMS, now=now())
+            leases.record_failure(session, task.id, failure, now=now())
             return
         planned = network_ms(self.networks[task.item_key]) if task.block is None else block_ms(Block(**task.block))
         ns = round(planned * self.slowdown.get(task.item_key, 1.0) * self.drift * 1e6)

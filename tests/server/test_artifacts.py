@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.artifacts import CHUNK_BYTES, BlobStore
+from server.artifacts import BlobStore
 from server.errors import DamagedBlob, UnknownBlob
 
 
@@ -27,7 +27,7 @@ def test_what_is_put_is_got(store: BlobStore, pieces: list[bytes]) -> None:
     whole = b"".join(pieces)
     sha256 = store.put(iter(pieces))
     assert sha256 == hashlib.sha256(whole).hexdigest() == store.put(whole)
-    assert store.get(sha256) == whole == b"".join(store.stream(sha256))
+    assert store.get(sha256) == whole
     assert (store.has(sha256), store.size(sha256)) == (True, len(whole))
 
 
@@ -35,11 +35,6 @@ def test_a_blob_lies_under_its_hash(store: BlobStore, tmp_path: Path) -> None:
     sha256 = store.put(b"content")
     assert files(tmp_path / "blobs") == [f"{sha256[:2]}/{sha256[2:4]}/{sha256}"]
     assert store.path(sha256).read_bytes() == b"content"
-
-
-def test_a_large_blob_is_streamed_in_pieces(store: BlobStore) -> None:
-    data = bytes(range(256)) * (CHUNK_BYTES // 128)
-    assert [len(piece) for piece in store.stream(store.put(data))] == [CHUNK_BYTES, CHUNK_BYTES]
 
 
 def test_nothing_is_visible_before_it_is_complete(store: BlobStore, tmp_path: Path) -> None:
@@ -99,8 +94,6 @@ def test_damage_is_told_and_healed_by_putting_again(store: BlobStore, damage: by
     message = rf"blob {sha256} has the hash {hashlib.sha256(damage).hexdigest()} on disk: it was damaged or replaced"
     with pytest.raises(DamagedBlob, match=message):
         store.get(sha256)
-    with pytest.raises(DamagedBlob, match=message):
-        list(store.stream(sha256))
     store.put(b"content")
     assert store.get(sha256) == b"content"
 

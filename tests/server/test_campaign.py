@@ -1,6 +1,8 @@
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from profiler.wire import Execution, Policy, Renewal
 from server import leases
 from server.campaign import measure
 from server.database import writing
-from server.errors import JobCancelled
+from server.errors import JobCancelled, TasksFailed
 from server.parameters import TrainParameters
 from server.tasks import Item
 from tests.server.agents import enrol_agent
@@ -56,6 +58,18 @@ def test_without_an_agent_it_says_so_and_goes_on_when_one_comes(bench: Bench) ->
     (task,) = tasks_of(bench, job)
     assert found == [{item().key: task.measurement_id}]
     assert bench.jobs.get(job).progress == 1
+
+
+def test_a_graph_larger_than_agents_are_asked_to_run_is_not_handed_out(bench: Bench) -> None:
+    job = submit(bench)
+    context = replace(bench.context(job), settings=bench.settings.model_copy(update={"max_graph_bytes": 9}))
+    message = (
+        f"2 of 2 graphs are larger than the 9 bytes agents are asked to run, {BLOCK.label} has 10: start server "
+        "and worker with a larger HEATNAS_MAX_GRAPH_BYTES and submit the job again"
+    )
+    with pytest.raises(TasksFailed, match=re.escape(message)):
+        measure(context, DEVICE, [item(0), item(1)], share=(0, 1))
+    assert tasks_of(bench, job) == []
 
 
 def test_cancelling_ends_the_wait(bench: Bench) -> None:

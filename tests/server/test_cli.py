@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from nas.macs import weights_mib
 from nas.space import named_space
 from server.cli import app, missing_module
 from server.cli_options import input_size
+from server.database import JobState
 from server.handlers.profile import profile
 from server.local_stack import LocalStack
-from server.parameters import ProfileParameters
-from tests.server.dry import DEVICE, Bench
+from server.parameters import ProfileParameters, TrainParameters
+from tests.server.dry import DEVICE, Bench, now
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HEATNAS_")}
 
@@ -53,9 +55,10 @@ def until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def heatnas(*arguments: str | Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+def heatnas(*arguments: str | Path, environment: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-W", "error", "-m", "server.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False, timeout=120)
+    environment = ENVIRONMENT | (environment or {})
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
 
 
 def on_base_install(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -136,6 +139,40 @@ def test_a_table_format_is_told_by_the_name(tmp_path: Path) -> None:
     done = heatnas("table", "export", "e1", "--out", tmp_path / "table.xlsx", "--token", "any")
     assert done.returncode == 1
     assert done.stderr.endswith("table.xlsx: end its name in .json or .csv\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "code", "message"),
+    [
+        (["thin", "--device", "d", "--target-fps", "nan"], {}, 2, "nan is no number: write digits, such as 25 or 0.5"),
+        (["profile", "--device", "d", "--measure-seconds", "inf"], {}, 2, "inf is no number"),
+        (["jobs", "--token", "é"], {}, 1, "heatnas: the token '\\xe9' has characters that no token has: copy it again"),
+        (["jobs", "--token", "t", "--server", "http://[::"], {}, 1, "heatnas: 'http://[::' is no address"),
+        (
+            ["serve", "--data", "/dev/null/x", "--port", "50999"], {}, 1,
+            "heatnas: /dev/null/x cannot be used (Not a directory): see that the path exists, is yours to write",
+        ),
+        (
+            ["worker"], {"HEATNAS_LEASE_SECONDS": "abc"}, 1,
+            "heatnas: HEATNAS_LEASE_SECONDS=abc: Input should be a valid number, unable to parse string as a number:",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(command: list[str], environment: dict[str, str], code: int, message: str) -> None:
+    done = heatnas(*command, environment=environment)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert message in " ".join(done.stderr.replace("│", " ").split()) + "\n"
+    assert code == 2 or done.stderr.count("\n") == 1
+
+
+def test_a_file_with_a_number_that_is_none_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"sha256": NaN}')
+    done = heatnas("table", "import", tmp_path / "t.json", "--token", "t")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"heatnas: {tmp_path / 't.json'} is not JSON (NaN is no JSON number): import what `heatnas table export --out "
+        "FILE.json` wrote\n"
+    )
 
 
 def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
@@ -238,6 +275,48 @@ def test_a_thinning_outside_the_input_sizes_is_refused_with_those_there_are(stac
     done = heatnas(*given, "--server", stack.url, "--data", stack.data)
     assert done.returncode == 1
     assert done.stderr == "heatnas: input size 320x256 is not in heatdetr-nano: choose one of 192x192\n"
+
+
+def test_a_job_that_failed_is_shown_with_its_files(stack: LocalStack, tmp_path: Path) -> None:
+    bench = Bench.open(stack.data)
+    job = bench.submit("train", TrainParameters())
+    bench.context(job).save("log.txt", b"what happened", "text/plain")
+    bench.jobs.fail(job, kind="ChildFailed", message="the machine is too small: use a larger one", now=now())
+    bench.database.dispose()
+    where = ("--server", stack.url, "--data", stack.data)
+    for options in (["--follow"], ["--follow", "--json"]):
+        done = heatnas("show", job, *options, "--save", tmp_path / "files", *where)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"heatnas: train job {job} failed: the machine is too small: use a larger one\n")
+        assert (tmp_path / "files" / "log.txt").read_bytes() == b"what happened"
+
+
+def test_waiting_for_json_prints_json_alone(stack: LocalStack) -> None:
+    bench = Bench.open(stack.data)
+    job = bench.submit("train", TrainParameters())
+    bench.jobs.mark(job, JobState.RUNNING, now=now())
+    refused = heatnas("show", job, "--json", "--server", stack.url, "--data", stack.data)
+    assert refused.stderr == (
+        f"heatnas: train job {job} is running and has no result yet: wait for it, `heatnas show {job} --follow`\n"
+    )
+    timer = threading.Timer(2, bench.jobs.succeed, (job, {"supernet": job}), {"now": now()})
+    timer.start()
+    done = heatnas("show", job, "--json", "--follow", "--server", stack.url, "--data", stack.data)
+    timer.join()
+    bench.database.dispose()
+    assert json.loads(done.stdout) == {"supernet": job}
+    assert "a worker has taken the job" in done.stderr
+
+
+def test_a_table_goes_where_a_file_can_be(stack: LocalStack, tmp_path: Path) -> None:
+    with stack.client() as client:
+        (edition,) = client.editions(device=DEVICE)
+    out = tmp_path / "missing" / "x.json"
+    done = heatnas("table", "export", edition["edition"], "--out", out, "--server", stack.url, "--data", stack.data)
+    assert done.stderr == (
+        f"heatnas: {out} cannot be used (No such file or directory): see that the path exists, is yours to write and "
+        "has space left\n"
+    )
 
 
 def test_a_job_that_nobody_measures_is_cancelled(stack: LocalStack) -> None:

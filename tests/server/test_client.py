@@ -62,9 +62,37 @@ def test_a_refusal_speaks_the_servers_words() -> None:
 
 def test_an_answer_of_something_in_between_is_named_as_such() -> None:
     with pytest.raises(
-        RequestRefused, match=r"http://server:1/v1/health answered 502 Bad Gateway, which HeatNAS does not"
+        RequestRefused, match=r"http://server:1/v1/health answered 502 Bad Gateway in a way that HeatNAS does not"
     ):
         client(lambda _: httpx2.Response(502, text="<html>proxy</html>")).health()
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (httpx2.Response(520, text="<html>"), "answered 520 without a word in a way that HeatNAS does not"),
+        (httpx2.Response(200, text="<html>"), "answered 200 OK in a way that HeatNAS does not: check the address"),
+        (httpx2.Response(200, json=[]), "answered 200 OK in a way that HeatNAS does not: check the address"),
+        (
+            httpx2.Response(200, json={"ok": True}),
+            r"no Job \(id: Field required\): install the same version of HeatNAS",
+        ),
+        (httpx2.Response(200, json=job(progress="half")), r"no Job \(progress: Input should be a valid number"),
+    ],
+)
+def test_whatever_answers_instead_is_a_refusal(reply: httpx2.Response, message: str) -> None:
+    with pytest.raises(RequestRefused, match=message):
+        client(lambda _: reply).job("j1")
+
+
+def test_a_page_of_another_shape_is_a_refusal() -> None:
+    with pytest.raises(RequestRefused, match=r"no Page \(items: Field required\)"):
+        client(lambda _: httpx2.Response(200, json={})).devices()
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    with pytest.raises(ServerUnreachable, match=r"'http://\[::' is no address .*: write http://HOST:PORT"):
+        Client("http://[::", "secret")
 
 
 def failing(times: int, then: Handler) -> tuple[Handler, list[str]]:
@@ -84,6 +112,54 @@ def test_a_server_that_restarts_is_waited_for() -> None:
 
     assert client(answer).health() == {"status": "ok"}
     assert len(tries) == 4
+
+
+def busy(times: int, status: int, **headers: str) -> tuple[Handler, list[str]]:
+    tries: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        tries.append(request.method)
+        body = {"error": "OperationalError", "message": "the database does not answer: try again"}
+        ended = httpx2.Response(200, json=job("succeeded"))
+        return httpx2.Response(status, json=body, headers=headers) if len(tries) <= times else ended
+
+    return answer, tries
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_what_passes_by_itself_does_not_end_the_following_of_a_job(status: int) -> None:
+    answer, tries = busy(3, status)
+    assert client(answer).job("j1").state == "succeeded"
+    assert len(tries) == 4
+
+
+def test_a_refusal_that_does_not_pass_is_told_in_the_servers_words() -> None:
+    answer, tries = busy(10**6, 503)
+    with pytest.raises(RequestRefused, match="the database does not answer"):
+        client(answer, patience_seconds=5).job("j1")
+    assert 3 < len(tries) < 12
+    answer, tries = busy(10**6, 500)
+    with pytest.raises(RequestRefused):
+        client(answer).job("j1")
+    answer, tries = busy(10**6, 503)
+    with pytest.raises(RequestRefused):
+        client(answer).cancel("j1")
+    assert tries == ["POST"]
+
+
+def test_the_server_says_how_long_to_wait() -> None:
+    waits: list[float] = []
+    for asked in ("7", "Wed, 21 Oct 2026 07:28:00 GMT", "9" * 400):
+        answer, _ = busy(1, 503, **{"Retry-After": asked})
+        Client("http://s", "t", transport=httpx2.MockTransport(answer), sleep=waits.append).job("j1")
+    assert waits == [7, 0.25, 30]
+
+
+def test_a_job_is_followed_longer_than_a_wrong_address_is_tried() -> None:
+    answer, tries = failing(8, Work(job("succeeded")))
+    talk = client(answer, patience_seconds=1)
+    assert talk.follow("j1", on_event=lambda _: None).state == "succeeded"
+    assert len(tries) > 8
 
 
 def test_a_submission_without_key_is_never_sent_twice() -> None:
@@ -154,6 +230,19 @@ def test_a_failed_job_has_no_outcome_but_a_cause() -> None:
 
     with pytest.raises(JobNotSucceeded, match=r"^thin job j1 failed: the table has no row for 3 block\(s\)$"):
         talk.outcome(talk.follow("j1", on_event=lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("cancelled", "thin job j1 was cancelled: submit it again to have its result"),
+        ("running", "thin job j1 is running and has no result yet: wait for it, `heatnas show j1 --follow`"),
+    ],
+)
+def test_a_job_without_a_result_says_what_to_do(state: str, message: str) -> None:
+    talk = client(lambda _: httpx2.Response(200, json=job(state)))
+    with pytest.raises(JobNotSucceeded, match=f"^{message}$"):
+        talk.outcome(talk.job("j1"))
 
 
 def test_names_cannot_leave_their_place_in_the_path() -> None:

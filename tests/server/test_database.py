@@ -103,9 +103,15 @@ def test_a_round_of_a_job_has_one_task_per_item(filled: Engine) -> None:
 
 
 def test_an_idempotency_key_belongs_to_one_job(filled: Engine) -> None:
-    add(filled, "jobs", **{**JOB, "id": "k", "idempotency_key": "x"})
+    add(filled, "jobs", **{**JOB, "id": "k", "idempotency_key": "x", "request_digest": "d"})
     with pytest.raises(IntegrityError, match=r"(?i)unique"):
-        add(filled, "jobs", **{**JOB, "id": "l", "idempotency_key": "x"})
+        add(filled, "jobs", **{**JOB, "id": "l", "idempotency_key": "x", "request_digest": "d"})
+
+
+def test_an_idempotency_key_stands_beside_what_it_was_used_for(filled: Engine) -> None:
+    for half in ({"idempotency_key": "x"}, {"request_digest": "d"}):
+        with pytest.raises(IntegrityError, match="ck_jobs_idempotency"):
+            add(filled, "jobs", **{**JOB, "id": "k", **half})
 
 
 def test_times_come_back_in_utc(engine: Engine) -> None:

@@ -10,12 +10,12 @@ from sqlalchemy import select
 
 from lookup_tables.models import Measurement
 from profiler.identity import result_id
-from profiler.wire import Failure, FailureClass, Renewal, Result, ResultReceipt
+from profiler.wire import Failure, FailureClass, Release, Renewal, Result, ResultReceipt
 from server.database import Base, Task, make_engine, reading, writing
-from server.errors import LeaseLost
-from server.leases import expire, lease, record_failure, record_result, release, renew
+from server.errors import DuplicateIdentity, LeaseLost
+from server.leases import MAX_TRIES, expire, lease, record_failure, record_result, release, renew
 from server.tasks import cancel_tasks
-from tests.server.campaigns import TERMS, campaign, enrolled, result_for, seconds
+from tests.server.campaigns import CRASHED, GIVEN_BACK, TERMS, campaign, enrolled, result_for, seconds
 
 DEVICES = ("laptop", "board")
 MAX_JOBS = 6
@@ -28,6 +28,8 @@ class ModelTask:
     state: str = "pending"
     attempt: int = 0
     failures: int = 0
+    silences: int = 0
+    told: int = 0
     lease: str | None = None
 
 
@@ -80,16 +82,24 @@ class AgentProtocol(RuleBasedStateMachine):
     @precondition(lambda self: self._waiting())
     @rule(device=st.sampled_from(DEVICES), number=st.integers(1, 2))
     def ask_for_work(self, device: str, number: int) -> None:
-        with writing(self.engine) as session:
-            given = lease(session, self.agents[device], number, TERMS, now=self.now)
         self._expire()
-        free = [key for key, task in self.tasks.items() if task.device == device and task.state == "pending"]
-        assert [task.task_id for task in given.tasks] == free[:number]
+        held = [task for task in self.tasks.values() if task.device == device and task.state == "leased"]
+        try:
+            with writing(self.engine) as session:
+                given = lease(session, self.agents[device], number, TERMS, now=self.now)
+        except DuplicateIdentity:
+            assert held
+            with writing(self.engine) as session:  # what had expired as well was rolled back with the refusal
+                expire(session, now=self.now)
+            return
+        assert not held
+        free = self._handed_out(device, number)
+        assert [task.task_id for task in given.tasks] == free
         if given.lease_id is None:
             assert free == []
             return
         assert given.lease_id not in self.leases
-        self.leases[given.lease_id] = ModelLease(self.clock + TERMS.lease_seconds, tasks=free[:number])
+        self.leases[given.lease_id] = ModelLease(self.clock + TERMS.lease_seconds, tasks=free)
         for handed in given.tasks:
             task = self.tasks[handed.task_id]
             task.state, task.attempt, task.lease = "leased", task.attempt + 1, given.lease_id
@@ -115,12 +125,12 @@ class AgentProtocol(RuleBasedStateMachine):
             assert sorted(renewed.cancelled) == sorted(cancelled)
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def release_a_lease(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), asked=st.sampled_from([GIVEN_BACK, CRASHED]))
+    def release_a_lease(self, data: st.DataObject, asked: Release) -> None:
         lease_id = data.draw(st.sampled_from(sorted(self.leases)))
         with writing(self.engine) as session:
-            number = release(session, lease_id, now=self.now)
-        assert number == self._end(lease_id)
+            number = release(session, lease_id, asked, now=self.now)
+        assert number == self._end(lease_id, in_silence=asked.crashed)
 
     @precondition(lambda self: any(known.is_open for known in self.leases.values()))
     @rule()
@@ -162,10 +172,10 @@ class AgentProtocol(RuleBasedStateMachine):
         task = self.tasks[key]
         report = Failure(agent_id=self.agents[task.device], attempt=attempt, failure=failure, message="")
         with writing(self.engine) as session:
-            state = record_failure(session, key, report, TERMS, now=self.now)
-        if task.state == "leased" and task.attempt == attempt:
-            task.failures += 1
-            final = failure is FailureClass.UNSUPPORTED or task.failures == TERMS.max_failures
+            state = record_failure(session, key, report, now=self.now)
+        if task.state in {"leased", "pending"} and task.attempt == attempt != task.told:
+            task.failures, task.silences, task.told = task.failures + 1, 0, attempt
+            final = failure is FailureClass.UNSUPPORTED or task.failures == MAX_TRIES
             task.state = "failed" if final else "pending"
         assert state == task.state
 
@@ -186,8 +196,8 @@ class AgentProtocol(RuleBasedStateMachine):
         with reading(self.engine) as session:
             stored = {task.id: task for task in session.scalars(select(Task))}
             measured = {record.id: record for record in session.scalars(select(Measurement))}
-        assert {key: (task.state, task.attempt, task.failures) for key, task in stored.items()} == {
-            key: (task.state, task.attempt, task.failures) for key, task in self.tasks.items()
+        assert {key: (task.state, task.attempt, task.failures, task.silences) for key, task in stored.items()} == {
+            key: (task.state, task.attempt, task.failures, task.silences) for key, task in self.tasks.items()
         }
         assert set(measured) == set(self.receipts)
         for key, task in stored.items():
@@ -207,14 +217,24 @@ class AgentProtocol(RuleBasedStateMachine):
         over = [key for key, known in self.leases.items() if known.is_open and known.expires_at <= self.clock]
         held = {key for key, task in self.tasks.items() if task.state == "leased" and task.lease in over}
         for lease_id in over:
-            self._end(lease_id)
+            self._end(lease_id, in_silence=True)
         return held
 
-    def _end(self, lease_id: str) -> int:
+    def _handed_out(self, device: str, number: int) -> list[str]:
+        """Choose as the server does: by job, those on their last try after the others and apart from them."""
+        pending = [(key, task) for key, task in self.tasks.items() if task.device == device and task.state == "pending"]
+        pending.sort(key=lambda known: (self.jobs.index(known[1].job), known[1].silences == MAX_TRIES - 1))
+        tries = [task.silences == MAX_TRIES - 1 for _, task in pending[:number]]
+        return [key for (key, _), is_last in zip(pending, tries, strict=False) if is_last == tries[0]]
+
+    def _end(self, lease_id: str, *, in_silence: bool) -> int:
         self.leases[lease_id].is_open = False
         held = [task for task in self.tasks.values() if task.state == "leased" and task.lease == lease_id]
         for task in held:
             task.state, task.lease = "pending", None
+            if in_silence:
+                task.silences += 1
+                task.state = "failed" if task.silences == MAX_TRIES else "pending"
         return len(held)
 
 

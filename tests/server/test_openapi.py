@@ -1,15 +1,20 @@
 """The OpenAPI document is true: every route is in it, guarded, explained, and its examples fit its own schemas."""
 
+import re
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
+from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.settings import Settings
+from tests.server.documented import check
+from tests.server.webs import open_web
 
 Json = dict[str, Any]
 
@@ -69,6 +74,46 @@ def test_refusals_are_described_in_the_shape_they_have(app: FastAPI) -> None:
                 assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}, f"{name} {code}"
 
 
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    yield from open_web(tmp_path_factory.mktemp("web") / "data")
+
+
+def unknown(path: str) -> str:
+    """Fill in well-formed ids of nothing."""
+    return re.sub(r"\{(\w+)\}", lambda match: "0" * 64 if "sha256" in match[1] else "nothing", path)
+
+
+def test_what_does_not_exist_is_documented_where_it_can_be_asked_for(app: FastAPI, web: TestClient) -> None:
+    """Each path with an id is asked for what is not there; `web` itself refuses a status that is not listed."""
+    document, asked = app.openapi(), []
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if "{" not in path or path == "/v1/results/{result_id}":  # its id is a hash of what is sent
+                continue
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            body = None if content is None else content.get("example") or examples_of(content)[0]
+            query = {"space": "heatdetr-nano"} if path.endswith("coverage") else {}
+            answer = web.request(method, unknown(path), json=body, params=query)
+            assert answer.status_code == 404, f"{method} {path}: {answer.text}"
+            asked.append(path)
+    assert len(asked) == 20, asked
+
+
+def test_an_answer_that_is_not_documented_is_seen(app: FastAPI, web: TestClient) -> None:
+    document = deepcopy(app.openapi())
+    answer = web.get("/v1/jobs/nothing")
+    check(document, answer)  # type: ignore[arg-type]
+    del document["paths"]["/v1/jobs/{job}"]["get"]["responses"]["404"]
+    with pytest.raises(AssertionError, match=r"get /v1/jobs/\{job\} answers 404"):
+        check(document, answer)  # type: ignore[arg-type]
+
+
+def test_whatever_takes_a_body_says_that_it_may_be_too_large(app: FastAPI) -> None:
+    for name, operation in operations(app):
+        assert ("requestBody" in operation) == ("413" in operation["responses"]), name
+
+
 def test_every_answer_has_an_example(app: FastAPI) -> None:
     for name, operation in operations(app):
         contents = [
@@ -106,7 +151,7 @@ def test_examples_fit_what_is_taken_and_given(app: FastAPI) -> None:
         if route.response_field is not None and answer is not None:
             assert_fits(TypeAdapter(route.response_model), answer["example"], name)
             given.append(name)
-    assert len(taken) == 9, taken
+    assert len(taken) == 10, taken
     assert len(given) == 29, given
 
 

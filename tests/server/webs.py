@@ -20,6 +20,7 @@ from server.services import Services
 from server.settings import Settings
 from tests.lookup_tables.results import a_result, described, timed
 from tests.planted_space import planted_importance
+from tests.server.documented import hold_to_the_document
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NANO = named_space("heatdetr-nano", classes=3)
@@ -34,6 +35,7 @@ def open_web(data: Path, template: Path | None = None) -> Iterator[TestClient]:
     app = create_app(Settings(data=data, poll_seconds=0), clock=lambda: NOW)
     with TestClient(app) as client:
         client.headers["Authorization"] = f"Bearer {(data / 'token').read_text().strip()}"
+        hold_to_the_document(client)
         yield client
     app.state.services.database.dispose()
 

@@ -69,6 +69,7 @@ def _create_tables() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("parameters", sa.JSON(), nullable=False),
         sa.Column("idempotency_key", sa.String(), nullable=True),
+        sa.Column("request_digest", sa.String(), nullable=True),
         sa.Column("progress", sa.Double(), nullable=False),
         sa.Column("result", sa.JSON(), nullable=True),
         sa.Column("error", sa.JSON(), nullable=True),
@@ -85,6 +86,7 @@ def _create_tables() -> None:
             "state IN ('submitted', 'queued', 'running', 'succeeded', 'failed', 'cancelled')",
             name=op.f("ck_jobs_state"),
         ),
+        sa.CheckConstraint("(idempotency_key IS NULL) = (request_digest IS NULL)", name=op.f("ck_jobs_idempotency")),
         sa.CheckConstraint("progress >= 0 AND progress <= 1", name=op.f("ck_jobs_progress")),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.UniqueConstraint("idempotency_key", name="uq_jobs_idempotency_key"),
@@ -285,6 +287,7 @@ def _create_tables() -> None:
         sa.Column("measurement_id", sa.String(), nullable=True),
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("failure", sa.JSON(), nullable=True),
+        sa.Column("silences", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("(state = 'done') = (measurement_id IS NOT NULL)", name=op.f("ck_tasks_done")),
@@ -294,7 +297,7 @@ def _create_tables() -> None:
         sa.CheckConstraint(
             "state IN ('pending', 'leased', 'done', 'failed', 'cancelled')", name=op.f("ck_tasks_state")
         ),
-        sa.CheckConstraint("attempt >= 0 AND failures >= 0", name=op.f("ck_tasks_counts")),
+        sa.CheckConstraint("attempt >= 0 AND failures >= 0 AND silences >= 0", name=op.f("ck_tasks_counts")),
         sa.CheckConstraint("length(graph_sha256) = 64", name=op.f("ck_tasks_graph_sha256")),
         sa.ForeignKeyConstraint(["device_id"], ["devices.id"], name="fk_tasks_device_id"),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_tasks_job_id"),
