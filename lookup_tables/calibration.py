@@ -36,6 +36,7 @@ from nas.blocks import Block
 from nas.latency import LatencyModel
 from nas.macs import weights_mib
 from nas.values import Value
+from profiler.wire import Text
 
 NOISE = 0.016
 """Mean absolute difference between two passes over the same networks on an undisturbed CPU, as a share."""
@@ -78,13 +79,13 @@ class Point(Value):
         measurement: id of the measurement, None for a number from elsewhere.
     """
 
-    label: str
+    label: Text
     sum_ms: float = Field(gt=0)
     weights_mib: float = Field(ge=0)
     measured_ms: float = Field(gt=0)
     source: Source = Source.REFERENCE
     drift: float = Field(default=1.0, gt=0)
-    measurement: str | None = None
+    measurement: Text | None = None
 
     @classmethod
     def of(
@@ -133,7 +134,7 @@ class Calibration(Value):
         points: what it was fitted to, in a fixed order.
     """
 
-    revision: int = Field(ge=1)
+    revision: int = Field(ge=1, lt=2**31)
     fetch_ms_per_mib: float = Field(ge=0)
     slope: float = Field(gt=0)
     drift: float = Field(default=1.0, gt=0)

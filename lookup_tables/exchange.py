@@ -8,10 +8,10 @@ import csv
 import hashlib
 import io
 import json
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, AwareDatetime, ValidationError
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
@@ -25,7 +25,7 @@ from lookup_tables.measurements import insert_measurement, result_of
 from lookup_tables.revisions import insert_calibration, list_calibrations
 from lookup_tables.table import LookupTable, TableContent
 from nas.values import Value
-from profiler.wire import DeviceDescription, Result
+from profiler.wire import DeviceDescription, Result, Text
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes text that starts so for a formula."""
@@ -49,22 +49,37 @@ CSV_COLUMNS = (
 )
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("in UTC this is no time of the years 1 to 9999: export the table again") from error
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A time with its zone, in UTC."""
+
+
+LARGEST = 2**31 - 1
+"""Whole number that every database holds."""
+
+
 class ExportedMeasurement(Value):
     """One measurement behind a table, as the agent sent it."""
 
-    measurement: str
-    item_key: str
+    measurement: Text
+    item_key: Text
     result: Result
     late: bool
-    received_at: datetime
+    received_at: Instant
 
 
 class Export(Value):
     """Everything an edition rests on; in the file each row also says its FPS."""
 
     format: Literal["heatnas.table/1"] = "heatnas.table/1"
-    edition: str
-    created_at: datetime
+    edition: Text
+    created_at: Instant
     description: DeviceDescription | None
     content: TableContent
     measurements: tuple[ExportedMeasurement, ...]
@@ -197,9 +212,14 @@ def _validate(body: Any) -> Export:  # noqa: ANN401 - anything a JSON file may h
     try:
         for row in body["content"]["rows"]:
             row.pop("fps")
-        return Export.model_validate(body)
+        export = Export.model_validate(body)
     except (ValidationError, TypeError, KeyError, AttributeError) as error:
         raise InvalidExport(f"this is no table export of this version: {error}") from error
+    blocks = [row.block for row in export.content.rows]
+    largest = max(max(block.channels_in, block.channels_out, block.height, block.width) for block in blocks)
+    if largest > LARGEST:
+        raise InvalidExport(f"a block of the file has a size of {largest}, the largest is {LARGEST}: export it again")
+    return export
 
 
 def _sha256(body: object) -> str:

@@ -16,7 +16,7 @@ from profiler.identity import result_id as digest_of
 from profiler.wire import Execution, Result, ResultReceipt, Timing
 
 MEDIAN_TOLERANCE = 1e-3
-"""Share by which a reported median may differ from that of its samples (they are whole nanoseconds)."""
+"""Share by which a reported time may differ from what its samples say (they are whole nanoseconds)."""
 
 _FALSE = frozenset({"", "0", "false", "no"})
 
@@ -112,6 +112,16 @@ def check_result(result: Result) -> None:
             f"hot_ms {timing.hot_ms:.6f} lies outside its own interval {timing.low_ms:.6f} to {timing.high_ms:.6f}: "
             "send the interval of that median"
         )
+    shortest, longest = min(timing.hot_ns) / 1e6, max(timing.hot_ns) / 1e6
+    if timing.low_ms < shortest * (1 - MEDIAN_TOLERANCE) or timing.high_ms > longest * (1 + MEDIAN_TOLERANCE):
+        raise InvalidMeasurement(
+            f"the interval {timing.low_ms:.6g} to {timing.high_ms:.6g} ms leaves the samples in hot_ns, which go from "
+            f"{shortest:.6f} to {longest:.6f} ms: send the order statistics around the median"
+        )
+    if timing.outliers > len(timing.hot_ns):
+        raise InvalidMeasurement(
+            f"outliers says {timing.outliers} of {len(timing.hot_ns)} samples in hot_ns: count each run at most once"
+        )
 
 
 def result_of(record: models.Measurement) -> Result:
@@ -192,11 +202,14 @@ def _in_utc(result: Result) -> Result:
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise InvalidMeasurement(f"measured_at {text!r} is no ISO 8601 time: send 2026-01-31T12:00:00+00:00") from error
+        in_utc = moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # the latter for the first or last day of all, in another zone
+        raise InvalidMeasurement(
+            f"measured_at {text!r} is no ISO 8601 time of the years 1 to 9999: send 2026-01-31T12:00:00+00:00"
+        ) from error
     if moment.tzinfo is None:
         raise InvalidMeasurement(f"measured_at {text!r} has no time zone: send UTC, such as {text}+00:00")
-    return moment.astimezone(UTC)
+    return in_utc
 
 
 def _record(result: Result) -> models.Measurement:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from nas.blocks import Block
 from nas.values import Value
-from profiler.wire import Execution
+from profiler.wire import Execution, Name, Text
 
 
 class Statistic(StrEnum):
@@ -28,7 +28,7 @@ class TableRow(Value):
     hot_ms: float = Field(gt=0)
     cold_ms: float = Field(gt=0)
     converged: bool
-    measurement: str
+    measurement: Text
 
     @property
     def fps(self) -> float:
@@ -43,9 +43,9 @@ class TableContent(Value):
         rows: sorted by `Block.key`.
     """
 
-    device: str
+    device: Name
     execution: Execution
-    runtime_version: str | None
+    runtime_version: Text | None
     statistic: Statistic
     rows: tuple[TableRow, ...] = Field(min_length=1)
 

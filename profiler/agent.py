@@ -36,6 +36,7 @@ from profiler.wire import (
     Policy,
     Result,
     Task,
+    plain_text,
 )
 
 MAX_TASKS = 128
@@ -45,6 +46,9 @@ GROUP_BYTES = 512 * 2**20
 """Graph bytes opened at the same time; sessions need a few times this in memory."""
 
 MAX_WAIT_SECONDS = 50.0
+
+MAX_MESSAGE = 4000
+"""Characters of a failure that are reported."""
 
 UNKNOWN_AGENT = "UnknownAgent"
 """A server's name for having no such agent, as when its database was restored."""
@@ -269,7 +273,12 @@ class Agent:
         self._journal.keep_result(result_id(result), result)
 
     def _fail(self, task: Task, failure: FailureClass, message: str, agent_id: str, counts: "_Counts") -> None:
-        body = Failure(agent_id=agent_id, attempt=task.attempt, failure=failure, message=message[:4000])
+        body = Failure(
+            agent_id=agent_id,
+            attempt=task.attempt,
+            failure=failure,
+            message=plain_text(message, max_length=MAX_MESSAGE),
+        )
         self._journal.keep_failure(task.task_id, body)
         self._reporter.note(f"{task.label}: {failure}: {message}")
         counts.failed += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from profiler.session import available_providers, runtime_versions
-from profiler.wire import DeviceClass, DeviceDescription
+from profiler.wire import DeviceClass, DeviceDescription, plain_text
 
 _SALT = b"heatnas device 1:"
 """Keeps the hash useless for looking the machine up in any other system; never change it, or devices get new hashes."""
@@ -33,12 +33,12 @@ def describe_device(root: Path = Path("/")) -> DeviceDescription:
     providers = available_providers()
     return DeviceDescription(
         device_class=classify(root, cpu_model=cpu_model, providers=providers, has_battery=_has_battery()),
-        cpu_model=cpu_model,
+        cpu_model=plain_text(cpu_model),
         physical_cores=psutil.cpu_count(logical=False),
         logical_cores=psutil.cpu_count() or 1,
         memory_mib=psutil.virtual_memory().total // 2**20,
-        architecture=platform.machine(),
-        system=f"{platform.system()} {platform.release()}",
+        architecture=plain_text(platform.machine()),
+        system=plain_text(f"{platform.system()} {platform.release()}"),
         governor=governor(root),
         runtimes=runtime_versions(),
         providers=providers,
@@ -63,7 +63,8 @@ def classify(root: Path, *, cpu_model: str, providers: tuple[str, ...], has_batt
 
 def governor(root: Path = Path("/")) -> str | None:
     """Return how the clock of core 0 is governed, such as "performance", or None where that is not told."""
-    return _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    text = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return None if text is None else plain_text(text)
 
 
 def circumstances(root: Path = Path("/")) -> dict[str, str | float | None]:

@@ -53,7 +53,7 @@ def refusal(key: str, error: GraphRefused) -> Refused:
             failure = FailureClass.OUT_OF_MEMORY
         case _:
             failure = FailureClass.UNSUPPORTED
-    return Refused(key=key, failure=failure, message=str(error)[:4000])
+    return Refused(key=key, failure=failure, message=str(error))
 
 
 def _measure(order: Order, marker: Marker, dropped: set[str], tell: Callable[[Message], None]) -> None:

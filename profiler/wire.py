@@ -4,6 +4,7 @@ The agent never learns what a block means: it is handed a graph by hash, an opaq
 Durations travel as seconds, never as clock times, so that the clocks of the two sides need not agree.
 """
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -14,8 +15,21 @@ PROTOCOL = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+CONTROLS = r"\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+"""Characters that steer a terminal or turn the direction of writing."""
+_PLAIN = StringConstraints(pattern=f"^[^{CONTROLS}]*$")
+Text = Annotated[str, StringConstraints(max_length=512), _PLAIN]
+"""Any text from outside: valid Unicode on one line, without control characters. It is stored, and shown to people."""
+LongText = Annotated[str, StringConstraints(max_length=16_000), _PLAIN]
+"""The same, for messages and series of numbers."""
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Nanoseconds = Annotated[int, Field(lt=2**63)]
+
+
+def plain_text(text: str, *, max_length: int = 512) -> str:
+    """Make any text a `Text`: what may not stand in it becomes a space or, where it is no Unicode, a question mark."""
+    spaced = re.sub(f"[{CONTROLS}]", " ", text.encode(errors="replace").decode())
+    return " ".join(spaced.split())[:max_length]
 
 
 class Message(BaseModel):
@@ -38,18 +52,18 @@ class DeviceDescription(Message):
     """What the agent can say about its machine. Unknown is None, never zero."""
 
     device_class: DeviceClass
-    cpu_model: str
-    physical_cores: int | None
-    logical_cores: int
-    memory_mib: int
-    architecture: str
-    system: str
-    governor: str | None
-    runtimes: dict[str, str]
+    cpu_model: Text
+    physical_cores: Count | None
+    logical_cores: Count
+    memory_mib: Count
+    architecture: Text
+    system: Text
+    governor: Text | None
+    runtimes: Annotated[dict[Text, Text], Field(max_length=64)]
     """Runtime name to version, such as {"onnxruntime": "1.31.1"}; `providers` lists what onnxruntime offers."""
-    providers: tuple[str, ...]
-    python: str
-    machine_hash: str
+    providers: Annotated[tuple[Text, ...], Field(max_length=64)]
+    python: Text
+    machine_hash: Text
     """Hash of the machine's identity; the identity itself never leaves the device."""
 
 
@@ -58,14 +72,14 @@ class Enrolment(Message):
 
     device: Name
     protocol: int
-    agent_version: str
+    agent_version: Text
     description: DeviceDescription
 
 
 class Enrolled(Message):
     """Reply to an enrolment: who the agent is, and the intervals the server wants."""
 
-    agent_id: str
+    agent_id: Text
     device: Name
     protocol: int
     lease_seconds: float
@@ -78,7 +92,7 @@ class Execution(Message):
     """How a graph is run; part of the identity of a table."""
 
     runtime: Literal["onnxruntime"] = "onnxruntime"
-    provider: str = "CPUExecutionProvider"
+    provider: Text = "CPUExecutionProvider"
     precision: Literal["fp32"] = "fp32"
     threads: int = Field(default=1, ge=1, le=256)
 
@@ -108,12 +122,12 @@ class Policy(Message):
 class Task(Message):
     """One graph to time."""
 
-    task_id: str
+    task_id: Text
     attempt: int = Field(ge=1)
     """Fencing token: a result completes the task only with the current attempt."""
     graph_sha256: Sha256
     graph_bytes: int = Field(gt=0)
-    label: str
+    label: Text
     execution: Execution
     policy: Policy
 
@@ -128,7 +142,7 @@ class LeaseRequest(Message):
 class Lease(Message):
     """Tasks claimed for `lease_seconds` from the moment the request was sent; empty `tasks` means nothing to do."""
 
-    lease_id: str | None
+    lease_id: Text | None
     lease_seconds: float
     tasks: tuple[Task, ...]
 
@@ -136,8 +150,8 @@ class Lease(Message):
 class Renewal(Message):
     """POST /v1/leases/{lease_id}/renew: still working; what is done so far."""
 
-    done: int = Field(ge=0)
-    total: int = Field(ge=0)
+    done: Count
+    total: Count
     seconds_left: float | None = None
 
 
@@ -145,7 +159,7 @@ class Renewed(Message):
     """Reply to a renewal: the lease runs `lease_seconds` more; `cancelled` tasks are to be dropped at once."""
 
     lease_seconds: float
-    cancelled: tuple[str, ...] = ()
+    cancelled: tuple[Text, ...] = ()
 
 
 class Timing(Message):
@@ -161,11 +175,11 @@ class Timing(Message):
     """Median of the hot runs."""
     cold_ms: float = Field(gt=0)
     """Median of the cold runs."""
-    low_ms: float
+    low_ms: float = Field(gt=0)
     """Lower end of the order-statistic confidence interval of the hot median."""
-    high_ms: float
+    high_ms: float = Field(gt=0)
     """Upper end of it."""
-    confidence: float
+    confidence: float = Field(gt=0.5, lt=1)
     converged: bool
     """The interval is as narrow as the policy asks."""
     outliers: Count
@@ -178,22 +192,22 @@ class Result(Message):
     """PUT /v1/results/{result_id}: one measurement; `result_id` is a hash of its content."""
 
     schema_version: Literal[1] = 1
-    agent_id: str
-    task_id: str
-    attempt: int
+    agent_id: Text
+    task_id: Text
+    attempt: Count
     graph_sha256: Sha256
     execution: Execution
     timing: Timing
-    context: dict[str, str | float | None]
+    context: Annotated[dict[Text, LongText | float | None], Field(max_length=64)]
     """Circumstances: governor, frequency_mhz, load, seed, simulated, ...; recorded, not part of the identity."""
-    measured_at: str
+    measured_at: Text
     """Wall-clock label, ISO 8601 with zone; no duration is ever derived from it."""
 
 
 class ResultReceipt(Message):
     """Reply to a result: `late` means an older attempt, kept as a replicate that completes nothing."""
 
-    measurement_id: str
+    measurement_id: Text
     late: bool
 
 
@@ -210,7 +224,7 @@ class FailureClass(StrEnum):
 class Failure(Message):
     """POST /v1/tasks/{task_id}/failures."""
 
-    agent_id: str
-    attempt: int
+    agent_id: Text
+    attempt: Count
     failure: FailureClass
-    message: str = Field(max_length=4000)
+    message: LongText

@@ -19,7 +19,8 @@ def choose_table(tables: TableStore, parameters: ThinParameters, space: SearchSp
     """
     classes = space.structure.classes
     command = profile_command(parameters.device, space.name, classes=classes, threads=parameters.threads)
-    table = tables.load(parameters.edition or _newest(tables, parameters, space, command))
+    edition = _newest(tables, parameters, space, command) if parameters.edition is None else parameters.edition
+    table = tables.load(edition)
     if (table.device, table.execution) != (parameters.device, parameters.execution):
         raise UnknownEdition(
             f"edition {table.edition} is the table of {table.device} with {table.execution.threads} thread(s), not of "

@@ -5,8 +5,11 @@ ServerError
 ├── NewerDatabase      the database was written by a newer version: upgrade, or use another data folder
 ├── UnknownAgent       no agent of that id: enrol
 ├── UnknownTask        no task of that id
-├── LeaseLost          the lease expired, was released or never existed: drop its tasks and lease again
-├── ResultRefused      a result or failure that does not belong to its task
+├── UnknownLease       no lease of that id
+├── LeaseLost          the lease expired or was released: drop its tasks and lease again
+├── DuplicateIdentity  another agent of the same machine and name is at work: stop one of them
+├── ResultRefused      a result or failure from where the task was not leased, or of an attempt that never was
+├── ResultMismatch     a result that is not what its id says, or not what its task asks for
 ├── NotAuthenticated   no valid bearer token: send the one of the data folder
 ├── DamagedToken       the token file holds no token: delete it, a new one is made
 ├── UnknownJob         no job of that id
@@ -44,12 +47,24 @@ class UnknownTask(ServerError):
     """No task has this id."""
 
 
+class UnknownLease(ServerError):
+    """No lease has this id."""
+
+
 class LeaseLost(ServerError):
-    """The lease does not hold (any more)."""
+    """The lease does not hold any more."""
+
+
+class DuplicateIdentity(ServerError):
+    """An agent asks for work while one of the same identity is at work."""
 
 
 class ResultRefused(ServerError):
-    """A result or failure does not belong to its task: other device, graph, execution or attempt."""
+    """A result or failure is of another device, or of an attempt that was never handed out."""
+
+
+class ResultMismatch(ServerError):
+    """A result contradicts its id, or is of another graph or execution than its task."""
 
 
 class UnknownBlob(ServerError):

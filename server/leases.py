@@ -39,7 +39,15 @@ from profiler.wire import (
 from profiler.wire import Lease as LeaseReply
 from profiler.wire import Task as TaskMessage
 from server.database import Agent, Device, Lease, Task, TaskState
-from server.errors import LeaseLost, ResultRefused, UnknownAgent, UnknownTask, UpgradeRequired
+from server.errors import (
+    LeaseLost,
+    ResultMismatch,
+    ResultRefused,
+    UnknownAgent,
+    UnknownLease,
+    UnknownTask,
+    UpgradeRequired,
+)
 from server.tasks import count_changed, digest
 
 SUPPORTED_PROTOCOLS = tuple(range(max(1, PROTOCOL - 1), PROTOCOL + 1))
@@ -132,7 +140,8 @@ def renew(session: Session, lease_id: str, renewal: Renewal, terms: LeaseTerms, 
     """Let a lease run on, and tell which of its tasks were cancelled.
 
     Raises:
-        LeaseLost: it expired, was released, or never existed.
+        UnknownLease: there never was such a lease.
+        LeaseLost: it expired or was released.
     """
     expires_at = now + timedelta(seconds=terms.lease_seconds)
     renewed = count_changed(
@@ -141,6 +150,8 @@ def renew(session: Session, lease_id: str, renewal: Renewal, terms: LeaseTerms, 
         .where(Lease.id == lease_id, Lease.ended_at.is_(None), Lease.expires_at > now)
         .values(expires_at=expires_at, progress=renewal.model_dump(mode="json")),
     )
+    if not renewed and session.get(Lease, lease_id) is None:
+        raise _unknown(lease_id)
     if not renewed:
         raise LeaseLost(f"lease {lease_id} does not hold (any more): drop its tasks and ask for a new lease")
     _seen(session, session.scalars(select(Lease.agent_id).where(Lease.id == lease_id)).one(), now)
@@ -152,10 +163,10 @@ def release(session: Session, lease_id: str, *, now: datetime) -> int:
     """Give the unfinished tasks of a lease back, and return how many; releasing it again gives back none.
 
     Raises:
-        LeaseLost: there never was such a lease.
+        UnknownLease: there never was such a lease.
     """
     if session.get(Lease, lease_id, with_for_update=True) is None:
-        raise LeaseLost(f"lease {lease_id} is unknown: ask for a new lease")
+        raise _unknown(lease_id)
     return len(_give_back(session, [lease_id], now))
 
 
@@ -172,7 +183,8 @@ def record_result(session: Session, result_id: str, result: Result, *, now: date
 
     Raises:
         UnknownTask, UnknownAgent: it names something that does not exist.
-        ResultRefused: it does not belong to the task.
+        ResultRefused: it is of another device, or of an attempt that was never handed out.
+        ResultMismatch: it is of another graph or execution than the task.
         InvalidMeasurement: it contradicts itself.
         MeasurementConflict: the id is taken by other content.
     """
@@ -234,6 +246,10 @@ def _is_worth_retrying(failure: FailureClass, failures: int, terms: LeaseTerms) 
         case FailureClass.HASH_MISMATCH | FailureClass.OUT_OF_MEMORY | FailureClass.CRASH | FailureClass.TIMEOUT:
             return failures < terms.max_failures
     assert_never(failure)
+
+
+def _unknown(lease_id: str) -> UnknownLease:
+    return UnknownLease(f"lease {lease_id} is unknown: ask for a new lease")
 
 
 def _seen(session: Session, agent_id: str, now: datetime) -> Agent:
@@ -310,13 +326,13 @@ def _check_attempt(task: Task, agent: Agent, attempt: int) -> None:
 
 def _check_result(task: Task, result: Result) -> None:
     if result.graph_sha256 != task.graph_sha256:
-        raise ResultRefused(
+        raise ResultMismatch(
             f"the result is of graph {result.graph_sha256}, task {task.id} is of {task.graph_sha256}: "
             "measure the graph of the task"
         )
     expected = Execution.model_validate(task.execution)
     if result.execution != expected:
-        raise ResultRefused(
+        raise ResultMismatch(
             f"the result ran as {_json(result.execution)}, task {task.id} asks for {_json(expected)}: run it as asked"
         )
 

@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nas.space import SPACE_NAMES
-from profiler.wire import Execution, Name
+from profiler.wire import Execution, Name, Text
 
 Solver = Literal["thin_all_stages", "thin_paper", "exact"]
 Threads = Annotated[
     int, Field(ge=1, le=256, description="Intra-op threads of the runtime; part of a table's identity.")
 ]
+Id = Annotated[Text, Field(min_length=1, max_length=64)]
+MIN_FPS, MAX_FPS = 1e-3, 1e6
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Seconds = Annotated[
     float,
@@ -34,7 +36,7 @@ class Parameters(BaseModel):
 class TrainParameters(Parameters):
     """Train a supernet on the procedural data set and read its importance."""
 
-    space: str = Field("heatdetr-nano", description=f"Search space: one of {', '.join(SPACE_NAMES)}.")
+    space: Id = Field("heatdetr-nano", description=f"Search space: one of {', '.join(SPACE_NAMES)}.")
     images: int = Field(1200, ge=8, le=100_000, description="Training images that are drawn.")
     steps: int = Field(
         320, ge=1, le=1_000_000, description="Optimiser steps of the weights; a third as many follow for r."
@@ -49,7 +51,7 @@ class ProfileParameters(Parameters):
     """Measure every block of a space on a device and publish the lookup table."""
 
     device: Name
-    space: str = "heatdetr-nano"
+    space: Id = "heatdetr-nano"
     classes: int = Field(3, ge=1, le=10_000)
     threads: Threads = 1
     references: int = Field(6, ge=1, le=200, description="Whole networks measured to calibrate sums of blocks.")
@@ -66,12 +68,14 @@ class ThinParameters(Parameters):
     """Thin a supernet against one device's table until the target FPS holds; measure the answer there."""
 
     device: Name
-    supernet: str = Field(min_length=1, max_length=64)
-    target_fps: float = Field(gt=0, description="Frames per second that must be measured on the device.")
+    supernet: Id
+    target_fps: float = Field(
+        ge=MIN_FPS, le=MAX_FPS, description="Frames per second that must be measured on the device."
+    )
     verify: bool = Field(True, description="Export the answer, measure it whole on the device, correct and repeat.")
     solver: Solver = "thin_all_stages"
     threads: Threads = 1
-    edition: str | None = Field(None, description="Table edition to answer from; the newest by default.")
+    edition: Id | None = Field(None, description="Table edition to answer from; the newest by default.")
     max_rounds: int = Field(3, ge=1, le=10, description="Verified rounds before a miss is reported as a miss.")
     measure_seconds: Seconds = MEASURE_SECONDS
 

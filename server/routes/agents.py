@@ -22,10 +22,11 @@ from profiler.wire import (
     Result,
     ResultReceipt,
     Sha256,
+    Text,
 )
 from server import leases
 from server.database import Task, TaskState, reading, writing
-from server.errors import ResultRefused
+from server.errors import ResultMismatch
 from server.routes.examples import DESCRIPTION, LEASE, RESULT, SHA, TASK, example
 from server.routes.paging import Limit, Offset
 from server.schemas import Page, TaskAnswer, page
@@ -61,7 +62,7 @@ def enrol(services: Injected, enrolment: Annotated[Enrolment, Body(examples=[ENR
 @router.post("/agents/{agent_id}/leases", summary="Claim work", responses=example(LEASE))
 async def lease(
     services: Injected,
-    agent_id: str,
+    agent_id: Text,
     asked: Annotated[LeaseRequest, Body(examples=[{"max_tasks": 32, "wait_seconds": 20}])],
     request: Request,
 ) -> Lease:
@@ -94,7 +95,7 @@ def _may_lease(services: Services, agent_id: str) -> bool:
 )
 def renew(
     services: Injected,
-    lease_id: str,
+    lease_id: Text,
     renewal: Annotated[Renewal, Body(examples=[{"done": 12, "total": 60, "seconds_left": 8.5}])],
 ) -> Renewed:
     """Say that work goes on; learn which tasks are no longer wanted. 410 when the lease is lost."""
@@ -105,7 +106,7 @@ def renew(
 @router.post(
     "/leases/{lease_id}/release", summary="Give a lease back", status_code=204, responses={204: {"description": "Done"}}
 )
-def release(services: Injected, lease_id: str) -> Response:
+def release(services: Injected, lease_id: Text) -> Response:
     """Return unfinished tasks at once instead of letting the lease run out."""
     with writing(services.database) as session:
         leases.release(session, lease_id, now=services.clock())
@@ -139,7 +140,7 @@ def put_result(
 ) -> ResultReceipt:
     """Store a measurement under the hash of its content; the same one any number of times."""
     if identity_of(result) != result_id:
-        raise ResultRefused(
+        raise ResultMismatch(
             f"result {result_id} has other content, its hash is {identity_of(result)}: send it under that"
         )
     with writing(services.database) as session:
@@ -149,7 +150,7 @@ def put_result(
 @router.post("/tasks/{task_id}/failures", summary="Report that a task failed", responses=example({"state": "pending"}))
 def report_failure(
     services: Injected,
-    task_id: str,
+    task_id: Text,
     failure: Annotated[
         Failure,
         Body(examples=[{"agent_id": "d2c1a7f0", "attempt": 1, "failure": "unsupported", "message": "no kernel"}]),
@@ -164,8 +165,8 @@ def report_failure(
 @router.get("/tasks", summary="List the tasks", responses=example({"items": [TASK], "total": 1}))
 def list_tasks(
     services: Injected,
-    device: str | None = None,
-    job: str | None = None,
+    device: Text | None = None,
+    job: Text | None = None,
     state: TaskState | None = None,
     limit: Limit = 100,
     offset: Offset = 0,

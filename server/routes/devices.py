@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 from sqlalchemy import func, select
 
+from profiler.wire import Text
 from server.database import Device, reading
 from server.routes.examples import DEVICE, example
 from server.routes.paging import Limit, Offset
@@ -34,6 +35,6 @@ def register_device(
 
 
 @router.get("/{name}", summary="Describe one device", responses=example(DEVICE))
-def get_device(services: Injected, name: str) -> DeviceAnswer:
+def get_device(services: Injected, name: Text) -> DeviceAnswer:
     """Return what is known about a device."""
     return DeviceAnswer.model_validate(services.tables.device(name))

@@ -185,7 +185,7 @@ ANYWHERE = {
         422,
         "A value breaks a rule",
         "InvalidRequest",
-        "body.target_fps: Input should be greater than 0 (got -3)",
+        "body.target_fps: Input should be greater than or equal to 0.001 (got -3)",
     ),
 }
 """What any route may answer."""

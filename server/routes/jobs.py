@@ -14,6 +14,7 @@ from nas.budgets import Budget
 from nas.errors import BudgetUnreachable
 from nas.exact import fastest
 from nas.space import SearchSpace, named_space
+from profiler.wire import CONTROLS, Text
 from server.choosing import choose_table
 from server.database import Job, JobEvent, JobState
 from server.jobs import Jobs, is_final
@@ -28,7 +29,7 @@ router = APIRouter()
 
 LOOK_SECONDS = 0.5
 Key = Annotated[
-    Annotated[str, StringConstraints(min_length=1, max_length=128)] | None,
+    Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=f"^[^{CONTROLS}]*$")] | None,
     Header(alias="Idempotency-Key", description="The same key again gives the same job."),
 ]
 LastEvent = Annotated[
@@ -36,7 +37,7 @@ LastEvent = Annotated[
 ]
 
 
-def follow(services: Injected, job: str) -> Job:
+def follow(services: Injected, job: Text) -> Job:
     """Find the job before anything is streamed: afterwards it is too late to say that there is none."""
     return services.jobs.get(job)
 
@@ -67,7 +68,7 @@ def get_supernets(services: Injected, limit: Limit = 100, offset: Offset = 0) ->
 
 
 @router.get("/supernets/{supernet}", summary="Describe one supernet", tags=["supernets"], responses=example(SUPERNET))
-def get_supernet(services: Injected, supernet: str) -> SupernetAnswer:
+def get_supernet(services: Injected, supernet: Text) -> SupernetAnswer:
     """Return a supernet by id, or the newest as `latest`."""
     return SupernetAnswer.of(find_supernet(services.database, supernet))
 
@@ -78,7 +79,7 @@ def get_supernet(services: Injected, supernet: str) -> SupernetAnswer:
     tags=["supernets"],
     responses=example({"space": "cc7d09c937d1e496", "stages": [], "provenance": {}}),
 )
-def get_importance(services: Injected, supernet: str) -> dict[str, Any]:
+def get_importance(services: Injected, supernet: Text) -> dict[str, Any]:
     """Return the trained logits, with where they come from."""
     return find_supernet(services.database, supernet).importance.model_dump(mode="json")
 
@@ -160,7 +161,7 @@ def list_jobs(
 
 
 @router.get("/jobs/{job}", summary="Tell where a job stands", tags=["jobs"], responses=example(JOB))
-def get_job(services: Injected, job: str) -> JobAnswer:
+def get_job(services: Injected, job: Text) -> JobAnswer:
     """Return state, progress and, for a failed job, its error."""
     return JobAnswer.of(services.jobs.get(job))
 
@@ -170,7 +171,7 @@ def get_job(services: Injected, job: str) -> JobAnswer:
 )
 def list_events(
     services: Injected,
-    job: str,
+    job: Text,
     after: After = 0,
     limit: Limit = 500,
     offset: Offset = 0,
@@ -200,7 +201,7 @@ async def stream_events(services: Injected, found: Followed, last: LastEvent = 0
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def _look(jobs: Jobs, job: str, last: int) -> tuple[bool, Sequence[JobEvent]]:
+def _look(jobs: Jobs, job: Text, last: int) -> tuple[bool, Sequence[JobEvent]]:
     """Tell whether a job was over before we looked, and what came after an event."""
     is_over = is_final(jobs.get(job))
     return is_over, jobs.events(job, after=last)
@@ -212,7 +213,7 @@ def _look(jobs: Jobs, job: str, last: int) -> tuple[bool, Sequence[JobEvent]]:
     tags=["jobs"],
     responses=example({"status": "met", "config_id": "a4583796ebad21ce", "rounds": []}),
 )
-def get_result(services: Injected, job: str) -> dict[str, Any]:
+def get_result(services: Injected, job: Text) -> dict[str, Any]:
     """Return what the job found; 409 while it has no result."""
     return services.jobs.result(job)
 
@@ -220,7 +221,7 @@ def get_result(services: Injected, job: str) -> dict[str, Any]:
 @router.post(
     "/jobs/{job}/cancel", summary="Stop a job", tags=["jobs"], responses=example({**JOB, "state": "cancelled"})
 )
-def cancel(services: Injected, job: str) -> JobAnswer:
+def cancel(services: Injected, job: Text) -> JobAnswer:
     """Cancel a job with its open tasks; one that has ended stays as it is."""
     return JobAnswer.of(services.jobs.cancel(job, now=services.clock()))
 
@@ -231,7 +232,7 @@ def cancel(services: Injected, job: str) -> JobAnswer:
     tags=["jobs"],
     responses=example({"items": [ARTIFACT], "total": 1}),
 )
-def list_artifacts(services: Injected, job: str, limit: Limit = 100, offset: Offset = 0) -> Page[ArtifactAnswer]:
+def list_artifacts(services: Injected, job: Text, limit: Limit = 100, offset: Offset = 0) -> Page[ArtifactAnswer]:
     """Show config, model and evidence with their hashes."""
     found = services.jobs.artifacts(job)
     return page([ArtifactAnswer.of(artifact) for artifact in found[offset : offset + limit]], len(found))
@@ -244,7 +245,7 @@ def list_artifacts(services: Injected, job: str, limit: Limit = 100, offset: Off
     response_class=FileResponse,
     responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}}},
 )
-def get_artifact(services: Injected, job: str, name: str) -> FileResponse:
+def get_artifact(services: Injected, job: Text, name: Text) -> FileResponse:
     """Return config.json, model.onnx, evidence.json or what else the job made."""
     artifact = services.jobs.artifact(job, name)
     return FileResponse(

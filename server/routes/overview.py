@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from lookup_tables.models import Device
 from nas.space import SPACE_NAMES, named_space
+from profiler.wire import Text
 from server.database import reading
 from server.routes.examples import EDGE, NO_DATABASE, UNKNOWN, example
 from server.routes.paging import Classes
@@ -42,7 +43,7 @@ def list_spaces(classes: Classes = DEFAULT_CLASSES) -> Page[SpaceAnswer]:
 
 
 @router.get("/spaces/{name}", summary="Describe one search space", responses={**example(EDGE), **UNKNOWN})
-def get_space(name: str, classes: Classes = DEFAULT_CLASSES) -> SpaceAnswer:
+def get_space(name: Text, classes: Classes = DEFAULT_CLASSES) -> SpaceAnswer:
     """Return the space as JSON, for a number of object classes."""
     return _describe(name, classes)
 

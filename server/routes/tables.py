@@ -12,6 +12,7 @@ from lookup_tables.errors import InvalidCalibration
 from lookup_tables.exchange import export_csv, export_json, import_json
 from nas.blocks import Kind
 from nas.space import WIDTH_STEP, named_space
+from profiler.wire import Text
 from server.database import reading
 from server.routes.examples import EDITION, ROW, example
 from server.routes.paging import Classes, Limit, Offset
@@ -31,7 +32,7 @@ Width = Annotated[
 
 @router.get("", summary="List the table editions", responses=example({"items": [EDITION], "total": 1}))
 def list_editions(
-    services: Injected, device: str | None = None, limit: Limit = 100, offset: Offset = 0
+    services: Injected, device: Text | None = None, limit: Limit = 100, offset: Offset = 0
 ) -> Page[EditionAnswer]:
     """Show the editions of all devices or of one, newest first."""
     found = services.tables.editions(device=device, limit=limit, offset=offset)
@@ -44,7 +45,7 @@ def list_editions(
 
 
 @router.get("/{edition}", summary="Describe one edition", responses=example(EDITION))
-def get_edition(services: Injected, edition: str) -> EditionAnswer:
+def get_edition(services: Injected, edition: Text) -> EditionAnswer:
     """Return how it was measured, and its newest calibration."""
     return _describe(services, services.tables.edition(edition))
 
@@ -52,7 +53,7 @@ def get_edition(services: Injected, edition: str) -> EditionAnswer:
 @router.get("/{edition}/rows", summary="Browse the rows", responses=example({"items": [ROW], "total": 120}))
 def list_rows(
     services: Injected,
-    edition: str,
+    edition: Text,
     kind: Kind | None = None,
     channels: Width = None,
     limit: Limit = 100,
@@ -77,7 +78,7 @@ def list_rows(
         }
     ),
 )
-def get_coverage(services: Injected, edition: str, space: str, classes: Classes = 3) -> CoverageAnswer:
+def get_coverage(services: Injected, edition: Text, space: Text, classes: Classes = 3) -> CoverageAnswer:
     """Compare the edition with a space, and name the command that measures what is missing."""
     table = services.tables.load(edition)
     found = coverage(table, named_space(space, classes=classes), device=table.device, threads=table.execution.threads)
@@ -96,7 +97,7 @@ def get_coverage(services: Injected, edition: str, space: str, classes: Classes 
     response_class=Response,
     responses={200: {"content": {"application/json": {"example": {"format": 1}}, "text/csv": {"example": "kind,..."}}}},
 )
-def export(services: Injected, edition: str, format: Literal["json", "csv"] = "json") -> Response:  # noqa: A002
+def export(services: Injected, edition: Text, format: Literal["json", "csv"] = "json") -> Response:  # noqa: A002
     """Return the edition as lossless JSON (which can be imported), or as CSV for people."""
     if format == "csv":
         text, media_type = export_csv(services.tables.load(edition)), "text/csv; charset=utf-8"

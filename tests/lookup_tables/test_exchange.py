@@ -160,6 +160,12 @@ def test_other_files_are_refused(other: Engine, text: str | bytes) -> None:
         lambda export: export["content"]["rows"][0].pop("fps"),
         lambda export: export["measurements"][0].pop("result"),
         lambda export: export.update(surprise=1),
+        lambda export: export.update(created_at="2026-03-01T12:00:00"),
+        lambda export: export["measurements"][0].update(received_at="2026-03-01T12:00:00"),
+        lambda export: export["measurements"][0].update(received_at="0001-01-01T00:00:00+05:00"),
+        lambda export: export["measurements"][0].update(measurement="\ud800"),
+        lambda export: export["measurements"][0]["result"].update(attempt=2**70),
+        lambda export: export["calibrations"][0].update(revision=2**70),
     ],
 )
 def test_exports_of_another_shape_are_refused(
@@ -168,6 +174,15 @@ def test_exports_of_another_shape_are_refused(
     edition = filled(TableStore(engine))
     with pytest.raises(InvalidExport, match="no table export of this version"):
         import_json(other, resealed(export_json(engine, edition), change))
+
+
+def test_a_block_larger_than_any_database_holds_is_refused(engine: Engine, other: Engine) -> None:
+    def enlarge(export: dict[str, Any]) -> None:
+        export["content"]["rows"][0]["block"]["height"] = 2**70
+
+    edition = filled(TableStore(engine))
+    with pytest.raises(InvalidExport, match=f"size of {2**70}, the largest is 2147483647: export it again"):
+        import_json(other, resealed(export_json(engine, edition), enlarge))
 
 
 def test_a_table_of_another_machine_of_the_same_name_is_refused(engine: Engine, other: Engine) -> None:

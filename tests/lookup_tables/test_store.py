@@ -147,6 +147,15 @@ def test_another_result_under_the_same_id_is_refused(store: TableStore) -> None:
             a_result(timing=timed().model_copy(update={"low_ms": 1.001})),
             r"hot_ms 1.000000 lies outside its own interval",
         ),
+        (
+            a_result(timing=timed().model_copy(update={"high_ms": 1.1})),
+            r"the interval 0.99 to 1.1 ms leaves the samples in hot_ns, which go from 0.990000 to 1.010000 ms",
+        ),
+        (
+            a_result(timing=timed().model_copy(update={"outliers": 4})),
+            "outliers says 4 of 3 samples in hot_ns: count each run at most once",
+        ),
+        (a_result(measured_at="0001-01-01T00:00:00+05:00"), "is no ISO 8601 time of the years 1 to 9999"),
         (a_result(measured_at="2026-03-01T12:00:00"), r"'2026-03-01T12:00:00' has no time zone: send UTC"),
         (a_result(measured_at="noon"), "'noon' is no ISO 8601 time"),
     ],

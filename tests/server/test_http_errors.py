@@ -4,16 +4,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from sqlalchemy.exc import IntegrityError, NoResultFound
 from starlette.testclient import TestClient
 
 import lookup_tables.errors
 import nas.errors
-import profiler.errors
 import server.errors
+from lookup_tables.errors import TablesError
 from nas.blocks import Block, Kind
 from nas.errors import BudgetUnreachable, MissingBlocks, ThinningExhausted
 from server.app import create_app
-from server.errors import NewerDatabase, ServerError, UnknownJob
+from server.errors import NewerDatabase, UnknownJob
 from server.http_errors import body_of, status_of
 from server.settings import Settings
 from tests.server.webs import NOW, open_web, services
@@ -31,11 +32,13 @@ STATUS = {
         "UnmeasuredBlocks": 409, "InvalidCalibration": 409, "InvalidExport": 422, "TamperedExport": 422,
     },
     server.errors: {
-        "ServerError": 409, "UpgradeRequired": 426, "NewerDatabase": 503, "UnknownAgent": 404, "UnknownTask": 404,
-        "LeaseLost": 410, "ResultRefused": 409, "NotAuthenticated": 401, "DamagedToken": 500, "UnknownJob": 404,
-        "UnknownSupernet": 404, "UnknownArtifact": 404, "JobNotFinished": 409, "IdempotencyConflict": 409,
-        "JobCancelled": 409, "ChildFailed": 500, "TasksFailed": 409, "WorkerRunning": 409, "PortTaken": 409,
-        "UnknownBlob": 404, "DamagedBlob": 500,
+        "UpgradeRequired": 426, "UnknownAgent": 404, "UnknownTask": 404, "UnknownLease": 404, "LeaseLost": 410,
+        "DuplicateIdentity": 409, "ResultRefused": 409, "ResultMismatch": 422, "NotAuthenticated": 401,
+        "UnknownJob": 404, "UnknownSupernet": 404, "UnknownArtifact": 404, "JobNotFinished": 409,
+        "IdempotencyConflict": 409, "UnknownBlob": 404,
+        # No route raises these.
+        "ServerError": 500, "NewerDatabase": 500, "DamagedToken": 500, "DamagedBlob": 500, "JobCancelled": 500,
+        "ChildFailed": 500, "TasksFailed": 500, "WorkerRunning": 500, "PortTaken": 500,
     },
 }  # fmt: skip
 
@@ -54,16 +57,11 @@ def test_every_error_of_the_product_has_the_status_that_was_meant(module: Module
     assert found == STATUS[module]
 
 
-def test_errors_of_an_agent_that_runs_in_the_server_blame_the_other_side() -> None:
-    found = {int(status_of(kind.__new__(kind))) for kind in classes(profiler.errors).values()}
-    assert found == {502}
-
-
 def test_an_error_takes_the_status_of_its_nearest_ancestor() -> None:
     class Gone(UnknownJob):
         pass
 
-    class Odd(ServerError):
+    class Odd(TablesError):
         pass
 
     assert (status_of(Gone("x")), status_of(Odd("x")), status_of(ValueError("x"))) == (404, 409, 500)
@@ -99,13 +97,17 @@ def web(tmp_path: Path) -> Iterator[TestClient]:
     yield from open_web(tmp_path / "data")
 
 
-def test_a_database_that_is_gone_is_503_and_comes_back(web: TestClient, tmp_path: Path) -> None:
+def test_a_database_that_is_gone_is_503_and_comes_back(
+    web: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert web.get("/v1/health").json()["database"] == "sqlite"
     services(web).database.dispose()
     (tmp_path / "data").rename(tmp_path / "away")
     for path in ("/v1/health", "/v1/jobs"):
         response = web.get(path)
         assert response.status_code == 503
+        assert response.headers["retry-after"] == "2"
+        assert f"GET {path}: the database does not answer: (sqlite3.OperationalError)" in caplog.text
         assert response.json() == {
             "error": "OperationalError",
             "message": "the database does not answer: is the disk full, or the data folder gone? Try again.",
@@ -114,9 +116,14 @@ def test_a_database_that_is_gone_is_503_and_comes_back(web: TestClient, tmp_path
     assert web.get("/v1/health").json()["status"] == "ok"
 
 
-def test_a_fault_of_our_own_is_told_in_the_one_shape_without_its_insides(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [KeyError("secret"), NoResultFound("secret"), IntegrityError("secret", None, ValueError())],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_fault_of_our_own_is_told_in_the_one_shape_without_its_insides(tmp_path: Path, fault: Exception) -> None:
     def broken() -> None:
-        raise KeyError("secret")
+        raise fault
 
     app = create_app(Settings(data=tmp_path))
     app.add_api_route("/v1/broken", broken, methods=["GET"])
@@ -127,7 +134,7 @@ def test_a_fault_of_our_own_is_told_in_the_one_shape_without_its_insides(tmp_pat
     assert response.status_code == 500
     assert response.json() == {
         "error": "InternalFault",
-        "message": "the server hit a fault of its own (KeyError): its log says where, please report it",
+        "message": f"the server hit a fault of its own ({type(fault).__name__}): its log says where, please report it",
     }
 
 
@@ -138,6 +145,47 @@ def test_a_hostile_value_is_shortened_and_escaped(web: TestClient) -> None:
     assert len(message) < 250
     assert "(got '\\u202e\\x1bxxx" in message
     assert message.endswith("x...)")
+
+
+def test_a_hostile_name_is_shortened_and_escaped_too(web: TestClient) -> None:
+    response = web.post("/v1/devices", json={"name": "a", "\u202e\x1b" + "x" * 10_000: 1})
+    message = response.json()["message"]
+    assert (response.status_code, len(message) < 250) == (422, True)
+    assert message.startswith("body.'\\u202e\\x1bxxx")
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "error", "message"),
+    [
+        ("bytes=abc", 422, "InvalidRequest", "header.Range: 'bytes=abc' is no range: ask for bytes=FIRST-LAST"),
+        (
+            "bytes=500-", 416, "RangeNotSatisfiable",
+            "header.Range: 'bytes=500-' begins after the end: ask within bytes */5",
+        ),
+    ],
+)  # fmt: skip
+def test_a_range_that_cannot_be_sent_is_named(
+    web: TestClient, asked: str, status: int, error: str, message: str
+) -> None:
+    sha256 = services(web).blobs.put(b"graph")
+    response = web.get(f"/v1/blobs/{sha256}", headers={"Range": asked})
+    assert (response.status_code, response.json()) == (status, {"error": error, "message": message})
+    assert response.headers.get("content-range", "bytes */5") == "bytes */5"
+
+
+@pytest.mark.parametrize("body", [b'{"name": "\xff"}', b'{"name": ' + b"9" * 5000 + b"}", b"[" * 100_000])
+def test_a_body_that_cannot_be_read_is_a_value_that_breaks_a_rule(web: TestClient, body: bytes) -> None:
+    response = web.post("/v1/devices", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert response.json() == {
+        "error": "InvalidRequest",
+        "message": "body: it is no JSON that can be read: send UTF-8, and neither deep nesting nor endless digits",
+    }
+
+
+def test_what_the_database_cannot_hold_is_the_callers_value(web: TestClient) -> None:
+    response = web.get("/v1/devices/a%00b")
+    assert (response.status_code, response.json()["error"]) == (422, "InvalidRequest")
 
 
 def test_a_folder_from_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:

@@ -155,11 +155,11 @@ def test_a_result_that_is_not_what_its_id_says_is_refused(bench: Bench) -> None:
     (first, second) = bench.lease(agent)["tasks"]
     result, other = measured(agent, first), measured(agent, first, hot_ns=(500, 510, 520))
     status, error, message = refusal(put(bench, other, identity=result_id(result)))
-    assert (status, error) == (409, "ResultRefused")
+    assert (status, error) == (422, "ResultMismatch")
     assert message.endswith(f"its hash is {result_id(other)}: send it under that")
     wrong_graph = measured(agent, {**first, "graph_sha256": SHAS[1]})
     status, error, message = refusal(put(bench, wrong_graph))
-    assert (status, error) == (409, "ResultRefused")
+    assert (status, error) == (422, "ResultMismatch")
     assert f"the result is of graph {SHAS[1]}, task {first['task_id']} is of {SHAS[0]}" in message
     ahead = measured(agent, {**second, "attempt": 7})
     assert "attempt 7 of task" in refusal(put(bench, ahead))[2]
@@ -175,6 +175,10 @@ def test_a_result_that_is_not_what_its_id_says_is_refused(bench: Bench) -> None:
         ("cold_ms", "Infinity", "body.timing.cold_ms: Input should be a finite number (got inf)"),
         ("rounds", "0", "body.timing.rounds: Input should be greater than or equal to 1 (got 0)"),
         ("rounds", str(2**31), "body.timing.rounds: Input should be less than 2147483648"),
+        ("low_ms", "-5", "body.timing.low_ms: Input should be greater than 0 (got -5)"),
+        ("high_ms", "0", "body.timing.high_ms: Input should be greater than 0 (got 0)"),
+        ("confidence", "-7", "body.timing.confidence: Input should be greater than 0.5 (got -7)"),
+        ("confidence", "7", "body.timing.confidence: Input should be less than 1 (got 7)"),
         ("outliers", str(10**30), "body.timing.outliers: Input should be less than 2147483648"),
         ("hot_ns", f"[{2**63}]", "body.timing.hot_ns.0: Input should be less than 9223372036854775808"),
     ],
@@ -202,6 +206,57 @@ def test_numbers_that_contradict_each_other_are_refused(bench: Bench) -> None:
     status, error, message = refusal(put(bench, boast))
     assert (status, error) == (422, "InvalidMeasurement")
     assert "send the samples the median was taken of" in message
+
+
+@pytest.mark.parametrize("change", [{"high_ms": 1e300}, {"outliers": 4}, {"low_ms": 1e-9}], ids=min)
+def test_an_interval_or_count_the_samples_cannot_have_is_refused(bench: Bench, change: Json) -> None:
+    agent = bench.enrol()
+    job = bench.plan()
+    honest = measured(agent, bench.lease(agent)["tasks"][0])
+    boast = honest.model_copy(update={"timing": honest.timing.model_copy(update=change)})
+    assert refusal(put(bench, boast))[:2] == (422, "InvalidMeasurement")
+    assert "done" not in bench.states(job)
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"])
+def test_a_time_that_no_calendar_has_in_utc_is_refused(bench: Bench, moment: str) -> None:
+    agent = bench.enrol()
+    bench.plan()
+    result = measured(agent, bench.lease(agent)["tasks"][0]).model_copy(update={"measured_at": moment})
+    status, error, message = refusal(put(bench, result))
+    assert (status, error) == (422, "InvalidMeasurement")
+    assert f"measured_at '{moment}' is no ISO 8601 time of the years 1 to 9999" in message
+
+
+HOSTILE = ["\ud800", "a\x00b", "\x1b[2J", "\u202eabc", "x" * 20_000]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:8]))
+def test_no_hostile_text_comes_in(bench: Bench, text: str) -> None:
+    agent = bench.enrol()
+    bench.plan()
+    task = bench.lease(agent)["tasks"][0]
+    described_as = described().model_dump(mode="json")
+    enrolment = {"device": "pi", "protocol": 1, "agent_version": "1", "description": described_as}
+    failure = {"agent_id": agent, "attempt": 1, "failure": "crash", "message": "m"}
+    result = measured(agent, task).model_dump(mode="json")
+    attempts: list[tuple[str, str, Json]] = [
+        ("POST", "/v1/agents", {**enrolment, "agent_version": text}),
+        ("POST", "/v1/agents", {**enrolment, "description": {**described_as, "cpu_model": text}}),
+        ("POST", "/v1/agents", {**enrolment, "description": {**described_as, "runtimes": {text: "1"}}}),
+        ("POST", f"/v1/tasks/{task['task_id']}/failures", {**failure, "agent_id": text}),
+        ("POST", f"/v1/tasks/{task['task_id']}/failures", {**failure, "message": text}),
+        ("PUT", f"/v1/results/{SHAS[0]}", {**result, "context": {"a": text}}),
+        ("PUT", f"/v1/results/{SHAS[0]}", {**result, "context": {text: "a"}}),
+        ("POST", "/v1/thinnings", {"device": "pi", "supernet": "latest", "target_fps": 1, "edition": text}),
+    ]
+    for method, path, body in attempts:
+        answer = bench.client.request(
+            method, path, content=json.dumps(body), headers={"Content-Type": "application/json"}
+        )
+        assert refusal(answer)[:2] == (422, "InvalidRequest"), (path, body)  # type: ignore[arg-type]
+        assert len(answer.json()["message"]) < 1000
+    assert bench.client.get("/v1/devices").json()["items"][0]["description"] == described_as
 
 
 def test_a_lease_that_ran_out_is_given_to_the_next(bench: Bench) -> None:
@@ -234,7 +289,7 @@ def test_what_is_given_back_can_be_leased_at_once(bench: Bench) -> None:
         assert bench.post(f"/v1/leases/{lease['lease_id']}/release").status_code == 204
     assert len(bench.lease(agent)["tasks"]) == 2
     assert refusal(bench.post("/v1/leases/none/release")) == (
-        410, "LeaseLost", "lease none is unknown: ask for a new lease",
+        404, "UnknownLease", "lease none is unknown: ask for a new lease",
     )  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def test_files_are_served_as_files_and_only_by_name(web: TestClient) -> None:
     assert fetched.headers["content-disposition"] == 'attachment; filename="config.json"'
     assert fetched.headers["x-content-type-options"] == "nosniff"
     for path in ("%2e%2e%2f%2e%2e%2ftoken", "%2e%2e", "config.json%00"):
-        assert web.get(f"/v1/jobs/{job}/artifacts/{path}").status_code in {404, 405}, path
+        assert web.get(f"/v1/jobs/{job}/artifacts/{path}").status_code in {404, 405, 422}, path
 
 
 def test_jobs_are_filtered_by_what_exists(web: TestClient) -> None:

@@ -46,8 +46,12 @@ def test_every_route_but_health_is_refused_without_the_token(web: TestClient, he
 
 
 def test_unknown_paths_and_methods_have_the_one_error_shape(web: TestClient) -> None:
-    assert refusal(web.get("/v1/nothing")) == (404, "NotFound", "Not Found")
-    assert refusal(web.delete("/v1/devices"))[:2] == (405, "MethodNotAllowed")
+    message = "there is no GET /v1/nothing: GET /v1/openapi.json lists every route"
+    assert refusal(web.get("/v1/nothing")) == (404, "NotFound", message)
+    response = web.delete("/v1/devices")
+    message = "there is no DELETE /v1/devices: this path takes GET, POST"
+    assert refusal(response) == (405, "MethodNotAllowed", message)
+    assert response.headers["allow"] == "GET, POST"
 
 
 def test_spaces_tell_their_span_and_rows(web: TestClient) -> None:
@@ -158,8 +162,10 @@ def test_jobs_are_submitted_once_per_idempotency_key(web: TestClient) -> None:
 @pytest.mark.parametrize(
     ("body", "fault"),
     [
-        ({"target_fps": -3}, "body.target_fps: Input should be greater than 0 (got -3)"),
-        ({"target_fps": 0}, "body.target_fps: Input should be greater than 0 (got 0)"),
+        ({"target_fps": -3}, "body.target_fps: Input should be greater than or equal to 0.001 (got -3)"),
+        ({"target_fps": 5e-324}, "body.target_fps: Input should be greater than or equal to 0.001 (got 5e-324)"),
+        ({"target_fps": 1.79e308}, "body.target_fps: Input should be less than or equal to 1000000 (got 1.79e+308)"),
+        ({"target_fps": 20, "edition": ""}, "body.edition: String should have at least 1 character (got '')"),
         ({"target_fps": "fast"}, "body.target_fps: Input should be a valid number"),
         ({"target_fps": 20, "colour": "red"}, "body.colour: Extra inputs are not permitted (got 'red')"),
         ({"target_fps": 20, "solver": "magic"}, "body.solver: Input should be 'thin_all_stages'"),
@@ -276,11 +282,11 @@ def test_too_large_bodies_are_refused_before_they_are_read(web: TestClient) -> N
     def pieces() -> Iterator[bytes]:
         yield from [b" " * 2**20] * 2
 
-    for content in (b" " * 2**21, pieces()):  # with its length announced, and without
+    for content, size in ((b" " * 2**21, "2097152 bytes"), (pieces(), "more")):  # its length announced, or not
         response = web.post("/v1/devices", content=content, headers={"Content-Type": "application/json"})
         status, error, message = refusal(response)
         assert (status, error) == (413, "ContentTooLarge")
-        assert message.startswith("the body is larger than this route takes: send less")
+        assert message.startswith(f"the body has {size}, this route takes 1048576 bytes: send less")
 
 
 def test_tables_and_results_may_be_larger_than_other_bodies(web: TestClient) -> None:
@@ -293,5 +299,5 @@ def test_tables_and_results_may_be_larger_than_other_bodies(web: TestClient) -> 
 def test_a_pathologically_nested_body_is_refused(web: TestClient) -> None:
     nested = b"[" * 500_000
     headers = {"Content-Type": "application/json"}
-    assert refusal(web.post("/v1/devices", content=nested, headers=headers))[:2] == (400, "BadRequest")
+    assert refusal(web.post("/v1/devices", content=nested, headers=headers))[:2] == (422, "InvalidRequest")
     assert refusal(web.post("/v1/tables/import", content=nested))[:2] == (422, "InvalidExport")
