@@ -21,6 +21,11 @@ MEDIAN_TOLERANCE = 1e-3
 _FALSE = frozenset({"", "0", "false", "no"})
 
 
+def network_key(label: str) -> str:
+    """Return the item key of a network measured whole, from its config id."""
+    return f"network:{label}"
+
+
 def insert_measurement(
     session: Session,
     result: Result,

@@ -59,7 +59,10 @@ class Device(Base):
 
 
 class Measurement(Base):
-    """One result of an agent, raw samples included; `id` is the agent's hash of the content."""
+    """One result of an agent, raw samples included; `id` is the agent's hash of the content.
+
+    The routes and the import check that hash; whoever writes through the store answers for it.
+    """
 
     __tablename__ = "measurements"
     __table_args__ = (

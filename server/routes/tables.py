@@ -121,7 +121,7 @@ def export(services: Injected, edition: Text, format: Literal["json", "csv"] = "
 async def import_edition(services: Injected, request: Request) -> ImportAnswer:
     """Store an edition exported elsewhere; a file whose content does not match its hash is refused."""
     body = await request.body()
-    return ImportAnswer(edition=await run_in_threadpool(import_json, services.database, body))
+    return ImportAnswer(edition=await run_in_threadpool(import_json, services.database, body, now=services.clock()))
 
 
 def _describe(services: Services, edition: models.Edition) -> EditionAnswer:
