@@ -64,7 +64,8 @@ def check_machine(device: models.Device, description: DeviceDescription | None) 
 
 
 def _find_or_add(session: Session, name: str, now: datetime) -> models.Device:
-    query = select(models.Device).where(models.Device.name == name).with_for_update()
+    # The key stays as it is: whoever refers to the device meanwhile, such as a result, need not wait.
+    query = select(models.Device).where(models.Device.name == name).with_for_update(key_share=True)
     device = session.scalar(query)
     if device is not None:
         return device
