@@ -213,12 +213,13 @@ def fit(points: Iterable[Point], *, confidence: float = CONFIDENCE, drift: float
     if not 0.5 < confidence < 1:
         raise InvalidCalibration(f"confidence {confidence} is not between 0.5 and 1: use {CONFIDENCE}")
     found = _choose(ordered, confidence)
+    slope, margin = _slope_and_margin(found, drift, ordered)
     return Calibration(
         revision=1,
         fetch_ms_per_mib=found.fetch_ms_per_mib,
-        slope=math.exp(found.log_slope) * drift,
+        slope=slope,
         drift=drift,
-        margin=_margin(found.log_bound, ordered),
+        margin=margin,
         confidence=confidence,
         points=ordered,
     )
@@ -246,15 +247,23 @@ def _choose(points: tuple[Point, ...], confidence: float) -> _Scale:
     return both if both.log_bound < plain.log_bound else _fit_slope(points, 0.0, confidence, coefficients=2)
 
 
-def _margin(log_bound: float, points: tuple[Point, ...]) -> float:
+def _slope_and_margin(scale: _Scale, drift: float, points: tuple[Point, ...]) -> tuple[float, float]:
+    """Return both as plain factors.
+
+    Raises:
+        InvalidCalibration: they are beyond all floats.
+    """
     try:
-        return math.expm1(log_bound)
-    except OverflowError as error:
-        ratios = sorted(point.measured_ms / point.sum_ms for point in points)
-        raise InvalidCalibration(
-            f"{len(points)} networks that take {ratios[0]:.3g} to {ratios[-1]:.3g} times the sum of their blocks tell "
-            "nothing of the next one: measure more reference networks, or the outermost anew"
-        ) from error
+        slope, margin = math.exp(scale.log_slope) * drift, math.expm1(scale.log_bound)
+    except OverflowError:
+        slope = margin = math.inf
+    if 0 < slope < math.inf and margin < math.inf:
+        return slope, margin
+    ratios = sorted(point.measured_ms / point.sum_ms for point in points)
+    raise InvalidCalibration(
+        f"{len(points)} networks that take {ratios[0]:.3g} to {ratios[-1]:.3g} times the sum of their blocks tell "
+        "nothing of the next one: measure more reference networks, or the outermost anew"
+    )
 
 
 def _fit_fetch(points: tuple[Point, ...]) -> float:

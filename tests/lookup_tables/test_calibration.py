@@ -155,6 +155,10 @@ def test_a_fit_is_usable_or_refused_and_ignores_the_order(points: list[Point], c
 def test_points_that_tell_nothing_are_refused_with_their_range() -> None:
     with pytest.raises(InvalidCalibration, match=r"2 networks that take 1 to 100 times the sum .*: measure more"):
         fit(WILD, confidence=0.999)
+    with pytest.raises(InvalidCalibration, match="tell nothing of the next one"):
+        fit([reference(1e-300, 1e300)])
+    with pytest.raises(InvalidCalibration, match="tell nothing of the next one"):
+        fit([reference(1e300, 1e-300)])
 
 
 def coverage(references: int, verifications: int, *, fetch_ms_per_mib: float, trials: int) -> float:
