@@ -61,7 +61,11 @@ def make_engine(url: str) -> Engine:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """Open a session on one consistent snapshot that blocks no writer; nothing is committed."""
-    with Session(engine.execution_options(**{_BEGIN: "BEGIN"}), expire_on_commit=False) as session:
+    options: dict[str, Any] = {_BEGIN: "BEGIN"}
+    if engine.dialect.name == "postgresql":
+        # Its default isolation takes a snapshot for each statement.
+        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    with Session(engine.execution_options(**options), expire_on_commit=False) as session:
         yield session
 
 

@@ -38,23 +38,34 @@ def insert_device(
         DeviceConflict: the name belongs to another machine.
     """
     device = _find_or_add(session, name, now)
-    known = device.described
-    if known is not None and description is not None and known.machine_hash != description.machine_hash:
-        raise DeviceConflict(
-            f"device {name!r} is another machine ({known.cpu_model}, hash {known.machine_hash[:12]}), this one is "
-            f"{description.cpu_model}, hash {description.machine_hash[:12]}: start the agent with another --device name"
-        )
+    check_machine(device, description)
     if description is not None:
         device.description = description.model_dump(mode="json")
         device.device_class = description.device_class.value
-    elif device_class is not None and known is None:
+    elif device_class is not None and device.description is None:
         device.device_class = device_class.value
     session.flush()
     return device
 
 
+def check_machine(device: models.Device, description: DeviceDescription | None) -> None:
+    """Refuse a description of another machine than the one the device is known as; one that is unknown may be any.
+
+    Raises:
+        DeviceConflict: the name belongs to another machine.
+    """
+    known = device.described
+    if known is not None and description is not None and known.machine_hash != description.machine_hash:
+        raise DeviceConflict(
+            f"device {device.name!r} is another machine ({known.cpu_model}, hash {known.machine_hash[:12]}), this one "
+            f"is {description.cpu_model}, hash {description.machine_hash[:12]}: start the agent with another --device "
+            "name"
+        )
+
+
 def _find_or_add(session: Session, name: str, now: datetime) -> models.Device:
-    query = select(models.Device).where(models.Device.name == name).with_for_update()
+    # The key stays as it is: whoever refers to the device meanwhile, such as a result, need not wait.
+    query = select(models.Device).where(models.Device.name == name).with_for_update(key_share=True)
     device = session.scalar(query)
     if device is not None:
         return device

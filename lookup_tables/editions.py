@@ -9,7 +9,14 @@ from sqlalchemy.orm import Session
 
 from lookup_tables import models
 from lookup_tables.devices import find_device
-from lookup_tables.errors import NotPublishable, UnknownEdition, UnknownMeasurement, UnmeasuredBlocks, shown
+from lookup_tables.errors import (
+    DamagedEdition,
+    NotPublishable,
+    UnknownEdition,
+    UnknownMeasurement,
+    UnmeasuredBlocks,
+    shown,
+)
 from lookup_tables.measurements import newest_by_key, present_version, same_execution
 from lookup_tables.table import LookupTable, Statistic, TableContent, TableRow
 from nas.blocks import Block
@@ -23,7 +30,7 @@ ROW_ORDER = (
     models.Row.channels_out,
     models.Row.block_key,
 )
-"""The order in which rows are shown and exported."""
+"""The order in which rows are shown; kinds by the collation of the database."""
 
 
 def publish_blocks(
@@ -38,9 +45,7 @@ def publish_blocks(
     found = newest_by_key(session, device, execution, wanted)
     missing = [block for key, block in wanted.items() if key not in found]
     if missing:
-        raise UnmeasuredBlocks(
-            missing, device=device.name, command=f"heatnas profile --device {device.name} --threads {execution.threads}"
-        )
+        raise UnmeasuredBlocks(missing, device=device.name, command=_command(device.name, execution))
     rows = [_row(wanted[key], record) for key, record in found.items()]
     return _publish(session, device, execution, present_version(device, execution), rows, now)
 
@@ -57,7 +62,8 @@ def publish_records(
     records = [_find_measurement(session, measurement) for measurement in dict.fromkeys(measurements)]
     for record in records:
         _check_publishable(record, device, execution)
-    if len({record.item_key for record in records}) < len(records):
+    blocks = [Block.model_validate(record.block) for record in records]
+    if len(set(blocks)) < len(blocks):
         raise NotPublishable("two of the measurements are of the same block: choose one of them")
     versions = sorted({str(record.runtime_version) for record in records})
     if len(versions) > 1:
@@ -65,7 +71,7 @@ def publish_records(
             f"the measurements come from different {execution.runtime} versions ({', '.join(versions)}): "
             "measure all blocks with one"
         )
-    rows = [_row(Block.model_validate(record.block), record) for record in records]
+    rows = [_row(block, record) for block, record in zip(blocks, records, strict=True)]
     return _publish(session, device, execution, records[0].runtime_version if records else None, rows, now)
 
 
@@ -111,6 +117,7 @@ def load(session: Session, edition: str) -> LookupTable:
 
     Raises:
         UnknownEdition: there is none of that id.
+        DamagedEdition: what is stored is not what the id is the hash of.
     """
     record = find_edition(session, edition)
     device = session.get_one(models.Device, record.device_id)
@@ -123,6 +130,12 @@ def load(session: Session, edition: str) -> LookupTable:
         # Sorted here: the collation of a database may order keys in another way than the id of the content expects.
         rows=tuple(sorted(rows, key=lambda row: row.block.key)),
     )
+    if content.id != record.id:
+        raise DamagedEdition(
+            f"table edition {record.id} holds content of the hash {content.id} in {len(content.rows)} rows, it was "
+            f"published with {record.row_count}: somebody changed the database, restore a backup or profile the device "
+            "again"
+        )
     return LookupTable(edition=record.id, content=content, created_at=record.created_at)
 
 
@@ -155,13 +168,18 @@ def latest(session: Session, device: str, execution: Execution, blocks: Sequence
         if not missing:
             return edition.id
         lacking = lacking or missing
-    command = f"heatnas profile --device {device} --threads {execution.threads}"
+    command = _command(device, execution)
     if not lacking:
         raise UnknownEdition(f"device {device!r} has no table for {_how(execution)}: measure one with `{command}`")
     raise UnknownEdition(
         f"no table of {device!r} for {_how(execution)} covers the space: the newest lacks {len(lacking)} block(s), "
         f"{shown(lacking)}. Measure them with `{command}`."
     )
+
+
+def _command(device: str, execution: Execution) -> str:
+    """Write the command that measures a space: blocks do not tell which, so that it stays to be filled in."""
+    return f"heatnas profile --device {device} --space SPACE --classes CLASSES --threads {execution.threads}"
 
 
 def _how(execution: Execution) -> str:

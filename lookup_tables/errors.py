@@ -9,7 +9,10 @@ TablesError
 ├── MeasurementConflict    the id is taken by a measurement of other content
 ├── NotPublishable         these measurements make no table: simulated, of another device, mixed, or not of blocks
 │   └── UnmeasuredBlocks   some blocks have no measurement: measure them
+├── DamagedEdition         a table edition that is no longer what its id says: restore a backup
 ├── InvalidCalibration     points no calibration can be fitted to
+├── UnknownCalibration     the edition has no calibration, or none of that revision
+├── CalibrationConflict    the edition has other calibrations than this one builds on: correct its newest one
 └── InvalidExport          a file that is no table export
     └── TamperedExport     a file whose content does not match its own hash
 """
@@ -75,8 +78,20 @@ class UnmeasuredBlocks(NotPublishable):
         )
 
 
+class DamagedEdition(TablesError):
+    """The stored rows of an edition do not have the hash that is its id."""
+
+
 class InvalidCalibration(TablesError):
     """The points do not allow a calibration."""
+
+
+class UnknownCalibration(TablesError):
+    """The edition has no calibration, or none of this revision."""
+
+
+class CalibrationConflict(TablesError):
+    """The edition has this revision with other numbers, or lacks the one before it: correct its newest one."""
 
 
 class InvalidExport(TablesError):

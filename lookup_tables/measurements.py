@@ -1,10 +1,10 @@
 """Results of agents as append-only records: checked, stored once, restored exactly."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from statistics import median
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
@@ -15,10 +15,18 @@ from nas.blocks import Block
 from profiler.identity import result_id as digest_of
 from profiler.wire import Execution, Result, ResultReceipt, Timing
 
-MEDIAN_TOLERANCE = 1e-3
-"""Share by which a reported time may differ from what its samples say (they are whole nanoseconds)."""
+MEDIAN_TOLERANCE = 1e-6
+"""Share by which a reported time may differ from what its samples say: arithmetic rounds far less."""
+
+KEYS_PER_QUERY = 500
+"""Items asked for at once: databases limit the parameters of a statement."""
 
 _FALSE = frozenset({"", "0", "false", "no"})
+
+
+def network_key(label: str) -> str:
+    """Return the item key of a network measured whole, from its config id."""
+    return f"network:{label}"
 
 
 def insert_measurement(
@@ -48,12 +56,13 @@ def insert_measurement(
 
     Raises:
         InvalidMeasurement: the result contradicts itself.
-        MeasurementConflict: the id is taken by other content.
+        MeasurementConflict: the id is taken by other content, or by a measurement of another device or item.
     """
     check_result(result)
     result = _in_utc(result)
     stored = find_receipt(session, result, result_id=result_id)
     if stored is not None:
+        _check_item(session, result_id, device, item_key)
         return stored
     record = _record(result)
     record.id, record.device_id, record.item_key = result_id, device.id, item_key
@@ -67,6 +76,7 @@ def insert_measurement(
         stored = find_receipt(session, result, result_id=result_id)
         if stored is None:
             raise
+        _check_item(session, result_id, device, item_key)
         return stored
     return ResultReceipt(measurement_id=result_id, late=late)
 
@@ -86,6 +96,17 @@ def find_receipt(session: Session, result: Result, *, result_id: str) -> ResultR
             "send this one under the hash of its own content"
         )
     return ResultReceipt(measurement_id=stored.id, late=stored.late)
+
+
+def _check_item(session: Session, result_id: str, device: models.Device, item_key: str) -> None:
+    """Refuse to take the stored measurement for one of another device or item."""
+    stored = session.get_one(models.Measurement, result_id)
+    if (stored.device_id, stored.item_key) != (device.id, item_key):
+        where = session.get_one(models.Device, stored.device_id).name
+        raise MeasurementConflict(
+            f"measurement {result_id} is of {stored.item_key} on {where}, not of {item_key} on {device.name}: "
+            "a measurement never changes, measure this one too"
+        )
 
 
 def check_result(result: Result) -> None:
@@ -167,20 +188,38 @@ def present_version(device: models.Device, execution: Execution) -> str | None:
 def newest_by_key(
     session: Session, device: models.Device, execution: Execution, keys: Iterable[str]
 ) -> dict[str, models.Measurement]:
-    """Find the newest real measurement of each item with the device's present runtime version; others are absent."""
-    wanted = set(keys)
-    query = (
-        select(models.Measurement)
-        .where(
-            models.Measurement.device_id == device.id,
-            *same_execution(models.Measurement, execution),
-            models.Measurement.simulated.is_(False),
-            models.Measurement.runtime_version.is_not_distinct_from(present_version(device, execution)),
+    """Find the newest real measurement of each item with the device's present runtime version; others are absent.
+
+    A late one completed no task, as its agent had lost the lease: it stands in only where there is no other.
+    """
+    wanted = tuple(dict.fromkeys(keys))
+    found: dict[str, models.Measurement] = {}
+    for start in range(0, len(wanted), KEYS_PER_QUERY):
+        ranked = _ranked(device, execution, wanted[start : start + KEYS_PER_QUERY]).subquery()
+        query = (
+            select(models.Measurement)
+            .join(ranked, (ranked.c.id == models.Measurement.id) & (ranked.c.place == 1))
+            .options(defer(models.Measurement.samples))
         )
-        .order_by(models.Measurement.received_at, models.Measurement.id)
-        .options(defer(models.Measurement.samples))
+        found |= {record.item_key: record for record in session.scalars(query)}
+    return {key: found[key] for key in wanted if key in found}
+
+
+def _ranked(device: models.Device, execution: Execution, keys: Sequence[str]) -> Select[str, int]:
+    """Select the usable measurements of these items with their place among those of the same item, best first."""
+    best_first = (
+        models.Measurement.late,
+        models.Measurement.received_at.desc(),
+        models.Measurement.id.desc(),
     )
-    return {record.item_key: record for record in session.scalars(query) if record.item_key in wanted}
+    place = func.row_number().over(partition_by=models.Measurement.item_key, order_by=best_first)
+    return select(models.Measurement.id, place.label("place")).where(
+        models.Measurement.device_id == device.id,
+        models.Measurement.item_key.in_(keys),
+        *same_execution(models.Measurement, execution),
+        models.Measurement.simulated.is_(False),
+        models.Measurement.runtime_version.is_not_distinct_from(present_version(device, execution)),
+    )
 
 
 def same_execution(

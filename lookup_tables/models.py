@@ -1,8 +1,11 @@
 """The tables of measured numbers, and the metadata that every table of the product belongs to.
 
-Measurements, editions, rows and calibrations are append-only: triggers refuse to change or delete them, whoever asks.
+Measurements, editions, rows and calibrations are append-only: triggers refuse statements that update, replace, delete
+or truncate them. They guard against mistakes; who owns the database can drop them, and can add rows to an edition. What
+the edition then holds is not what its id says, and loading it fails.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -59,7 +62,10 @@ class Device(Base):
 
 
 class Measurement(Base):
-    """One result of an agent, raw samples included; `id` is the agent's hash of the content."""
+    """One result of an agent, raw samples included; `id` is the agent's hash of the content.
+
+    The routes and the import check that hash; whoever writes through the store answers for it.
+    """
 
     __tablename__ = "measurements"
     __table_args__ = (
@@ -196,26 +202,38 @@ class Calibration(Base):
 APPEND_ONLY = (Measurement, Edition, Row, Calibration)
 
 
-def append_only_sql(table: str, dialect: str) -> tuple[str, ...]:
-    """Write the statements that make a database refuse to change or delete the rows of a table."""
+def append_only_sql(table: str, key: Sequence[str], dialect: str) -> tuple[str, ...]:
+    """Write the statements that make a database refuse to change or delete the rows of a table.
+
+    Args:
+        table: its name.
+        key: the columns of its primary key.
+        dialect: `sqlite` or `postgresql`.
+    """
     message = f"{table} is append-only: add a new record instead"
     if dialect == "sqlite":
         refuse = f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
+        same = " AND ".join(f"{column} = NEW.{column}" for column in key)
+        exists = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"  # noqa: S608 - names of our own
         return (
             f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refuse}",
             f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {refuse}",
+            # INSERT OR REPLACE deletes without asking the trigger above.
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} WHEN {exists} {refuse}",
         )
     name = f"{table}_append_only"
     body = f"$$ BEGIN RAISE EXCEPTION '{message}'; END $$"
     return (
         f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS {body}",
         f"CREATE TRIGGER {name} BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()",
+        f"CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {name}()",
     )
 
 
 def _guard(table: Table) -> None:
+    key = [column.name for column in table.primary_key]
     for dialect in ("sqlite", "postgresql"):
-        for statement in append_only_sql(table.name, dialect):
+        for statement in append_only_sql(table.name, key, dialect):
             create = DDL(statement)  # type: ignore[no-untyped-call]
             event.listen(table, "after_create", create.execute_if(dialect=dialect))
 

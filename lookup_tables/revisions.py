@@ -8,16 +8,17 @@ from sqlalchemy.orm import Session
 
 from lookup_tables import models
 from lookup_tables.calibration import Calibration
-from lookup_tables.errors import InvalidCalibration
+from lookup_tables.errors import CalibrationConflict, UnknownCalibration
 
 
 def insert_calibration(session: Session, edition: str, calibration: Calibration, *, now: datetime) -> None:
     """Store a revision; the same one again changes nothing.
 
     Raises:
-        InvalidCalibration: the edition has this revision with other numbers.
+        CalibrationConflict: the edition has this revision with other numbers, or lacks the one before it.
     """
     if _find(session, edition, calibration.revision) is None:
+        _check_next(session, edition, calibration)
         record = models.Calibration(edition_id=edition, created_at=now, **calibration.model_dump(mode="json"))
         try:
             with session.begin_nested():
@@ -27,9 +28,19 @@ def insert_calibration(session: Session, edition: str, calibration: Calibration,
             if _find(session, edition, calibration.revision) is None:
                 raise
     if find_calibration(session, edition, calibration.revision) != calibration:
-        raise InvalidCalibration(
+        raise CalibrationConflict(
             f"edition {edition} has a revision {calibration.revision} with other numbers: "
             "calibrations never change, correct the newest one instead"
+        )
+
+
+def _check_next(session: Session, edition: str, calibration: Calibration) -> None:
+    newest = _find(session, edition, None)
+    following = 1 if newest is None else newest.revision + 1
+    if calibration.revision != following:
+        raise CalibrationConflict(
+            f"the next calibration of edition {edition} is revision {following}, this is {calibration.revision}: "
+            "correct the newest one instead"
         )
 
 
@@ -37,12 +48,12 @@ def find_calibration(session: Session, edition: str, revision: int | None) -> Ca
     """Return one revision, the newest for None.
 
     Raises:
-        InvalidCalibration: the edition has no such revision.
+        UnknownCalibration: the edition has no such revision.
     """
     found = _find(session, edition, revision)
     if found is None:
         which = "calibration" if revision is None else f"calibration revision {revision}"
-        raise InvalidCalibration(
+        raise UnknownCalibration(
             f"edition {edition} has no {which}: profile the device again, that measures references"
         )
     return found

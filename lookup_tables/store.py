@@ -147,10 +147,11 @@ class TableStore:
             return editions.publish_records(session, find_device(session, device), execution, measurements, now=now)
 
     def load(self, edition: str) -> LookupTable:
-        """Load an edition.
+        """Load an edition, and make sure that it is what its id says.
 
         Raises:
             UnknownEdition: there is none of that id.
+            DamagedEdition: its rows were changed in the database.
         """
         with reading(self._engine) as session:
             return editions.load(session, edition)
@@ -208,7 +209,7 @@ class TableStore:
         """Store a revision; the same one again changes nothing.
 
         Raises:
-            InvalidCalibration: the edition has this revision with other numbers.
+            CalibrationConflict: the edition has this revision with other numbers, or lacks the one before it.
             UnknownEdition: there is no such edition.
         """
         with writing(self._engine) as session:
@@ -225,7 +226,7 @@ class TableStore:
         """Return one revision, the newest by default.
 
         Raises:
-            InvalidCalibration: the edition has no such revision.
+            UnknownCalibration: the edition has no such revision.
             UnknownEdition: there is no such edition.
         """
         with reading(self._engine) as session:

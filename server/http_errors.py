@@ -32,6 +32,8 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     tables.UnknownDevice: HTTPStatus.NOT_FOUND,
     tables.UnknownEdition: HTTPStatus.NOT_FOUND,
     tables.UnknownMeasurement: HTTPStatus.NOT_FOUND,
+    tables.UnknownCalibration: HTTPStatus.NOT_FOUND,
+    tables.DamagedEdition: HTTPStatus.INTERNAL_SERVER_ERROR,
     tables.TablesError: HTTPStatus.CONFLICT,
     tables.InvalidMeasurement: HTTPStatus.UNPROCESSABLE_ENTITY,
     tables.InvalidExport: HTTPStatus.UNPROCESSABLE_ENTITY,

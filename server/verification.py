@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from lookup_tables.calibration import Calibration, Point, Source
-from lookup_tables.errors import InvalidCalibration
+from lookup_tables.errors import CalibrationConflict
 from nas.config import Config
 from profiler.wire import Policy
 from server.answering import Problem, Solution
@@ -79,7 +79,7 @@ def learn(context: Context, problem: Problem, solution: Solution, calibration: C
             return newest.revision
         try:
             context.tables.add_calibration(edition, corrected, now=context.now())
-        except InvalidCalibration:
+        except CalibrationConflict:
             if attempt == ATTEMPTS - 1:
                 raise
             continue

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lookup_tables.calibration import Point, fit
+from lookup_tables.calibration import Calibration, Point, fit
+from lookup_tables.errors import CalibrationConflict
 from nas.config import Config
 from nas.macs import gmacs, weights_mib
 from nas.sampling import random_config
@@ -25,6 +26,9 @@ EXPORTED = 0.4
 
 MAX_RUNS = 80
 """Hot runs kept of a block at most."""
+
+ATTEMPTS = 100
+"""Times that a calibration is fitted anew because another job has corrected the same table meanwhile."""
 
 DRAWN_PER_REFERENCE = 8
 """Random configs drawn for each reference that is kept."""
@@ -134,26 +138,14 @@ def _calibrate(
     context: Context, space: SearchSpace, references: tuple[Config, ...], edition: str, measured: dict[str, str]
 ) -> Json:
     """Fit revision 1 on the references; a calibrated edition keeps its corrections and learns of drift."""
-    now_ms = {config.id: context.measured_ms(measured[network_key(config)]) for config in references}
-    known = context.tables.calibrations(edition)
-    if known:
-        drift = known[-1].drift_of(now_ms)
-        settled = known[-1].drift if drift is None else known[-1].settled_drift(drift, share=1)
-        calibration = known[-1] if settled == known[-1].drift else known[-1].corrected(drift=settled)
-    else:
-        table = context.tables.load(edition)
-        points = [
-            Point.of(
-                config.id,
-                space.blocks(config),
-                table,
-                now_ms[config.id],
-                measurement=measured[network_key(config)],
-            )
-            for config in references
-        ]
-        calibration = fit(points)
-    context.tables.add_calibration(edition, calibration, now=context.now())
+    for attempt in range(ATTEMPTS):
+        calibration = _next_calibration(context, space, references, edition, measured)
+        try:
+            context.tables.add_calibration(edition, calibration, now=context.now())
+            break
+        except CalibrationConflict:
+            if attempt == ATTEMPTS - 1:
+                raise
     context.tell(
         "calibrated",
         f"calibration revision {calibration.revision}: {calibration.sentence}",
@@ -165,3 +157,26 @@ def _calibrate(
         "margin": calibration.margin,
         "reference_error_percent": calibration.mape_percent,
     }
+
+
+def _next_calibration(
+    context: Context, space: SearchSpace, references: tuple[Config, ...], edition: str, measured: dict[str, str]
+) -> Calibration:
+    """Return the newest calibration, corrected where the references show drift; the first one where there is none."""
+    now_ms = {config.id: context.measured_ms(measured[network_key(config)]) for config in references}
+    known = context.tables.calibrations(edition)
+    if known:
+        drift = known[-1].drift_of(now_ms)
+        settled = known[-1].drift if drift is None else known[-1].settled_drift(drift, share=1)
+        return known[-1] if settled == known[-1].drift else known[-1].corrected(drift=settled)
+    table = context.tables.load(edition)
+    return fit(
+        Point.of(
+            config.id,
+            space.blocks(config),
+            table,
+            now_ms[config.id],
+            measurement=measured[network_key(config)],
+        )
+        for config in references
+    )

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from lookup_tables import models
 from lookup_tables.coverage import coverage
-from lookup_tables.errors import InvalidCalibration
+from lookup_tables.errors import UnknownCalibration
 from lookup_tables.exchange import export_csv, export_json, import_json
 from nas.blocks import Kind
 from nas.space import WIDTH_STEP, named_space
@@ -132,13 +132,13 @@ def export(services: Injected, edition: Text, format: Literal["json", "csv"] = "
 async def import_edition(services: Injected, request: Request) -> ImportAnswer:
     """Store an edition exported elsewhere; a file whose content does not match its hash is refused."""
     body = await request.body()
-    return ImportAnswer(edition=await run_in_threadpool(import_json, services.database, body))
+    return ImportAnswer(edition=await run_in_threadpool(import_json, services.database, body, now=services.clock()))
 
 
 def _describe(services: Services, edition: models.Edition) -> EditionAnswer:
     try:
         calibration = services.tables.calibration(edition.id)
-    except InvalidCalibration:
+    except UnknownCalibration:
         calibration = None
     with reading(services.database) as session:
         device = session.get_one(models.Device, edition.device_id)

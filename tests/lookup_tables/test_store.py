@@ -7,20 +7,24 @@ import pytest
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import DatabaseError
 
-from lookup_tables import models
+from lookup_tables import measurements, models
 from lookup_tables.calibration import Point, Source, fit
 from lookup_tables.connection import reading, writing
+from lookup_tables.devices import insert_device
 from lookup_tables.errors import (
+    CalibrationConflict,
+    DamagedEdition,
     DeviceConflict,
-    InvalidCalibration,
     InvalidMeasurement,
     MeasurementConflict,
     NotPublishable,
+    UnknownCalibration,
     UnknownDevice,
     UnknownEdition,
     UnknownMeasurement,
     UnmeasuredBlocks,
 )
+from lookup_tables.measurements import insert_measurement
 from lookup_tables.store import TableStore
 from lookup_tables.table import Statistic
 from nas.blocks import Block
@@ -46,7 +50,13 @@ def store(engine: Engine) -> TableStore:
 
 
 def record(
-    store: TableStore, block: Block | None, result: Result, *, minute: float = 0, device: str = "laptop"
+    store: TableStore,
+    block: Block | None,
+    result: Result,
+    *,
+    minute: float = 0,
+    device: str = "laptop",
+    late: bool = False,
 ) -> ResultReceipt:
     return store.record_measurement(
         result,
@@ -55,6 +65,7 @@ def record(
         item_key=block.key if block else "network:abc",
         block=block,
         received_at=minutes(minute),
+        late=late,
     )
 
 
@@ -193,6 +204,42 @@ def test_a_table_holds_the_newest_measurement_of_each_block(store: TableStore) -
     assert (table.edition, table.created_at, table.content.runtime_version) == (edition, minutes(2), "1.31.1")
 
 
+def test_a_late_replicate_stands_in_only_where_there_is_no_other(store: TableStore) -> None:
+    record(store, BLOCKS[0], a_result(attempt=2), minute=11)
+    record(store, BLOCKS[0], a_result(timing=scaled(3)), minute=30, late=True)
+    record(store, BLOCKS[1], a_result(timing=scaled(4), task="older"), minute=30, late=True)
+    record(store, BLOCKS[1], a_result(timing=scaled(5), task="newer"), minute=31, late=True)
+    table = store.load(store.publish("laptop", ONE_THREAD, BLOCKS[:2], now=minutes(32)))
+    assert [table[block] for block in BLOCKS[:2]] == pytest.approx([1, 5])
+
+
+def test_a_measurement_counts_for_its_own_device_and_item_only(store: TableStore) -> None:
+    store.register_device("board", now=NOON)
+    record(store, BLOCKS[0], a_result())
+    with pytest.raises(MeasurementConflict, match=r"is of rep_cnn.* on laptop, not of rep_cnn.* on board"):
+        record(store, BLOCKS[0], a_result(), device="board")
+    with pytest.raises(MeasurementConflict, match=r"is of rep_cnn.* on laptop, not of wmsa.* on laptop"):
+        record(store, BLOCKS[1], a_result())
+
+
+def test_a_block_under_two_keys_makes_no_table(store: TableStore) -> None:
+    ids = [record(store, BLOCKS[0], a_result()).measurement_id]
+    twin = a_result(task="twin")
+    store.record_measurement(
+        twin, result_id=result_id(twin), device="laptop", item_key="another", block=BLOCKS[0], received_at=NOON
+    )
+    with pytest.raises(NotPublishable, match="two of the measurements are of the same block"):
+        store.publish_measurements("laptop", ONE_THREAD, [*ids, result_id(twin)], now=NOON)
+
+
+def test_more_blocks_than_a_statement_takes_are_asked_for_in_parts(
+    store: TableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements, "KEYS_PER_QUERY", 2)
+    record_all(store)
+    assert store.unmeasured("laptop", ONE_THREAD, BLOCKS) == ()
+
+
 def test_equal_content_is_one_edition(store: TableStore) -> None:
     ids = record_all(store)
     first = store.publish("laptop", ONE_THREAD, BLOCKS, now=minutes(1))
@@ -210,7 +257,7 @@ def test_a_block_without_measurement_is_named(store: TableStore) -> None:
     assert raised.value.blocks == BLOCKS[1:]
     assert str(raised.value) == (
         "2 block(s) have no measurement on laptop: wmsa 32 @8x16 spatial, wmsa 64 @8x16 tokens. "
-        "Measure them with `heatnas profile --device laptop --threads 1`."
+        "Measure them with `heatnas profile --device laptop --space SPACE --classes CLASSES --threads 1`."
     )
     assert store.editions() == []
 
@@ -299,6 +346,36 @@ def test_numbers_cannot_be_changed_or_deleted_even_by_hand(
     assert store.load(edition).edition == edition
 
 
+@pytest.mark.parametrize("table", ["measurements", "editions", "rows", "calibrations"])
+def test_numbers_cannot_be_replaced_or_truncated_even_by_hand(store: TableStore, engine: Engine, table: str) -> None:
+    record_all(store)
+    edition = store.publish("laptop", ONE_THREAD, BLOCKS, now=NOON)
+    store.add_calibration(edition, fit([Point(label="a", sum_ms=10, weights_mib=1, measured_ms=11)]), now=NOON)
+    replace = f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}"  # noqa: S608 - names of our own
+    change = replace if engine.dialect.name == "sqlite" else f"TRUNCATE {table} CASCADE"
+    with (
+        pytest.raises(DatabaseError, match="is append-only: add a new record instead"),
+        writing(engine) as session,
+    ):
+        session.execute(text(change))
+    assert len(store.load(edition)) == len(BLOCKS)
+
+
+def test_an_edition_that_is_not_what_its_id_says_is_not_loaded(store: TableStore, engine: Engine) -> None:
+    record_all(store)
+    edition = store.publish("laptop", ONE_THREAD, BLOCKS[:2], now=NOON)
+    with writing(engine) as session:
+        row = session.scalars(select(models.Row)).first()
+        assert row is not None
+        values = {column.name: getattr(row, column.name) for column in models.Row.__table__.columns}
+        third = BLOCKS[2].model_dump(mode="json", exclude_none=True)
+        session.add(models.Row(**{**values, "block_key": BLOCKS[2].key, "block": third}))
+    with pytest.raises(
+        DamagedEdition, match=rf"edition {edition} holds content of the hash \w+ in 3 rows, it was published with 2"
+    ):
+        store.load(edition)
+
+
 def test_the_latest_table_is_the_newest_that_covers_the_blocks(store: TableStore) -> None:
     record_all(store)
     whole = store.publish("laptop", ONE_THREAD, BLOCKS, now=minutes(1))
@@ -338,7 +415,7 @@ def test_rows_are_filtered_and_paged(store: TableStore) -> None:
 def test_calibrations_are_revisions_that_never_change(store: TableStore) -> None:
     record_all(store)
     edition = store.publish("laptop", ONE_THREAD, BLOCKS, now=NOON)
-    with pytest.raises(InvalidCalibration, match=f"edition {edition} has no calibration: profile the device again"):
+    with pytest.raises(UnknownCalibration, match=f"edition {edition} has no calibration: profile the device again"):
         store.calibration(edition)
     first = fit(
         [
@@ -354,10 +431,12 @@ def test_calibrations_are_revisions_that_never_change(store: TableStore) -> None
     assert store.calibration(edition) == second
     assert store.calibration(edition, 1) == first
     assert store.calibrations(edition) == (first, second)
-    with pytest.raises(InvalidCalibration, match="has a revision 1 with other numbers"):
+    with pytest.raises(CalibrationConflict, match="has a revision 1 with other numbers"):
         store.add_calibration(edition, fit(first.points[:1]), now=NOON)
-    with pytest.raises(InvalidCalibration, match="has no calibration revision 3"):
+    with pytest.raises(UnknownCalibration, match="has no calibration revision 3"):
         store.calibration(edition, 3)
+    with pytest.raises(CalibrationConflict, match=r"next calibration of edition \w+ is revision 3, this is 4"):
+        store.add_calibration(edition, second.corrected().corrected(), now=NOON)
 
 
 def test_concurrent_writers_of_the_same_things_agree(store: TableStore, engine: Engine) -> None:
@@ -383,3 +462,53 @@ def test_concurrent_writers_of_the_same_things_agree(store: TableStore, engine: 
         assert len(session.scalars(select(models.Measurement)).all()) == 1
     assert len(store.editions()) == 1
     assert [device.name for device in store.devices()] == ["laptop", "shared"]
+
+
+def test_one_of_two_writers_of_a_calibration_revision_is_refused(store: TableStore) -> None:
+    record_all(store)
+    edition = store.publish("laptop", ONE_THREAD, BLOCKS, now=NOON)
+    first = fit([Point(label="a", sum_ms=10, weights_mib=1, measured_ms=11)])
+    store.add_calibration(edition, first, now=NOON)
+    refused, ready = [], threading.Barrier(4)
+
+    def work(drift: float) -> None:
+        ready.wait()
+        try:
+            store.add_calibration(edition, first.corrected(drift=drift), now=NOON)
+        except CalibrationConflict as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=work, args=(1 + number / 10,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3
+    assert [calibration.revision for calibration in store.calibrations(edition)] == [1, 2]
+
+
+def test_a_reading_session_sees_one_moment(store: TableStore, engine: Engine) -> None:
+    with reading(engine) as session:
+        before = session.scalars(select(models.Device.name)).all()
+        store.register_device("board", now=NOON)
+        assert session.scalars(select(models.Device.name)).all() == before
+
+
+def test_whoever_refers_to_a_device_need_not_wait_for_its_registration(store: TableStore, engine: Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    with writing(engine) as session:
+        insert_device(session, "laptop", now=NOON)
+        with writing(engine) as other:
+            other.execute(text("SET LOCAL lock_timeout = '2s'"))
+            insert_measurement(
+                other,
+                a_result(),
+                result_id=result_id(a_result()),
+                device=other.scalars(select(models.Device)).one(),
+                item_key=BLOCKS[0].key,
+                block=BLOCKS[0],
+                runtime_version=None,
+                received_at=NOON,
+            )
+    assert len(store.measurements("laptop")) == 1

@@ -40,3 +40,13 @@ def test_identity_is_never_changed_by_a_release() -> None:
 
 def test_other_content_other_identity() -> None:
     assert result_id(RESULT.model_copy(update={"attempt": 2})) != result_id(RESULT)
+
+
+def test_a_time_has_one_identity_in_every_zone() -> None:
+    elsewhere = RESULT.model_copy(update={"measured_at": "2026-01-01T02:00:00+02:00"})
+    assert result_id(elsewhere) == result_id(RESULT)
+
+
+def test_what_is_no_time_still_has_an_identity_for_the_refusal() -> None:
+    for text in ("noon", "2026-01-01T00:00:00", "0001-01-01T00:00:00+05:00"):
+        assert len(result_id(RESULT.model_copy(update={"measured_at": text}))) == 64

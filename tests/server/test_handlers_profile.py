@@ -1,12 +1,14 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lookup_tables.errors import UnknownDevice
+from lookup_tables.store import TableStore
 from nas.macs import gmacs
 from server.errors import JobCancelled, TasksFailed
 from server.handlers.profile import profile, reference_configs, spread
@@ -68,6 +70,26 @@ def test_a_second_profile_tells_a_calibrated_table_how_far_the_device_has_drifte
     assert second["slope"] == pytest.approx(1.2 * first["slope"], rel=1e-3)
     assert second["margin"] == first["margin"]
     assert context.tables.calibration(first["edition"]).drift == pytest.approx(1.2, rel=1e-3)
+
+
+def test_a_calibration_that_another_job_corrects_meanwhile_is_corrected_after_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bench.agent():
+        first = profile(bench.context(bench.submit("profile", PARAMETERS)), PARAMETERS)
+        bench.drift = 1.2
+        context = bench.context(bench.submit("profile", PARAMETERS))
+        edition = first["edition"]
+
+        def lose_the_race_once(store: TableStore, *args: Any, **kwargs: Any) -> None:
+            monkeypatch.undo()
+            store.add_calibration(edition, store.calibration(edition).corrected(drift=1.05), now=now())
+            store.add_calibration(*args, **kwargs)
+
+        monkeypatch.setattr(TableStore, "add_calibration", lose_the_race_once)
+        second = profile(context, PARAMETERS)
+    assert second["calibration_revision"] == 3
+    assert [one.drift for one in context.tables.calibrations(edition)] == pytest.approx([1, 1.05, 1.2], rel=1e-3)
 
 
 @pytest.mark.parametrize("step", ["export", "measure", "calibrate"])

@@ -29,7 +29,8 @@ STATUS = {
     lookup_tables.errors: {
         "TablesError": 409, "UnknownDevice": 404, "UnknownEdition": 404, "UnknownMeasurement": 404,
         "DeviceConflict": 409, "InvalidMeasurement": 422, "MeasurementConflict": 409, "NotPublishable": 409,
-        "UnmeasuredBlocks": 409, "InvalidCalibration": 409, "InvalidExport": 422, "TamperedExport": 422,
+        "UnmeasuredBlocks": 409, "InvalidCalibration": 409, "UnknownCalibration": 404,
+        "CalibrationConflict": 409, "DamagedEdition": 500, "InvalidExport": 422, "TamperedExport": 422,
     },
     server.errors: {
         "UpgradeRequired": 426, "UnknownAgent": 404, "UnknownTask": 404, "UnknownLease": 404, "LeaseLost": 410,

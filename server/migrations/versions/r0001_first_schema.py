@@ -12,26 +12,37 @@ branch_labels = None
 depends_on = None
 
 
-APPEND_ONLY = ("measurements", "editions", "rows", "calibrations")
+APPEND_ONLY = {
+    "measurements": ("id",),
+    "editions": ("id",),
+    "rows": ("edition_id", "block_key"),
+    "calibrations": ("edition_id", "revision"),
+}
+"""Tables whose rows never change, with the columns of their primary keys."""
 
 
 def upgrade() -> None:
     _create_tables()
-    for table in APPEND_ONLY:
-        _guard(table)
+    for table, key in APPEND_ONLY.items():
+        _guard(table, key)
 
 
-def _guard(table: str) -> None:
+def _guard(table: str, key: tuple[str, ...]) -> None:
     message = f"{table} is append-only: add a new record instead"
     if op.get_bind().dialect.name == "sqlite":
         refuse = f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
         op.execute(f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refuse}")
         op.execute(f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {refuse}")
+        same = " AND ".join(f"{column} = NEW.{column}" for column in key)
+        exists = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"  # noqa: S608 - names of our own
+        op.execute(f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} WHEN {exists} {refuse}")
         return
     name = f"{table}_append_only"
     body = f"$$ BEGIN RAISE EXCEPTION '{message}'; END $$"
     op.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS {body}")
     op.execute(f"CREATE TRIGGER {name} BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()")
+    truncate = f"BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
+    op.execute(f"CREATE TRIGGER {table}_no_truncate {truncate}")
 
 
 def _create_tables() -> None:
