@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -75,11 +76,15 @@ class Context(Stores):
         """Note the share of the work done, 0 to 1."""
         self.jobs.progress(self.job, share)
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Do heavy work in this process while no agent measures on this machine."""
+        return self.machine.working(self.check)
+
     def child(
         self, task: str, parameters: Mapping[str, Any], on_message: Callable[[Json], None], *, threads: int = 1
     ) -> Json:
         """Run a heavy task in a child process that ends with the job, when no agent measures on this machine."""
-        with self.machine.working(self.check):
+        with self.alone():
             return run_child(task, parameters, on_message=on_message, check=self.check, threads=threads)
 
     def save(self, name: str, content: bytes, media_type: str) -> str:

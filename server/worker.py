@@ -20,6 +20,7 @@ from server.context import Context
 from server.database import JobState, make_engine, writing
 from server.engine import DbosEngine, EngineState, JobEngine, Steps
 from server.errors import ChildFailed, JobCancelled, WorkerRunning
+from server.gate import Gate
 from server.handlers.profile import profile
 from server.handlers.thin import thin
 from server.handlers.train import train
@@ -57,9 +58,11 @@ class Worker:
 
     def __init__(self, settings: Settings, handlers: Mapping[str, Handler] = HANDLERS) -> None:
         self._settings, self._handlers = settings, handlers
-        self._machine, self._stopping = Machine(machine_hash()), threading.Event()
+        self._stopping = threading.Event()
         self._at_work: set[str] = set()
         self.database: Engine = make_engine(settings.database_url)
+        here = machine_hash()
+        self._machine = Machine(here, Gate(self.database, here, clock=_now))
         self.jobs = Jobs(self.database)
         self.is_up = threading.Event()
         self.engine: JobEngine = DbosEngine(settings.engine_url, self.work)
@@ -82,6 +85,7 @@ class Worker:
                 self.engine.cancel(job)
         with writing(self.database) as session:
             expire(session, now=_now())
+        self._machine.settle()
 
     def reconcile(self) -> None:
         """Settle what the engine and our tables disagree about: one of their files may have been lost or restored."""
@@ -105,6 +109,7 @@ class Worker:
         self._settings.data.mkdir(parents=True, exist_ok=True)
         with _only_worker(self._settings):
             upgrade(self.database)
+            self._machine.settle()
             self.engine.start()
             self.reconcile()
             self.is_up.set()

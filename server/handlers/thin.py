@@ -69,7 +69,8 @@ def _start(context: Context, parameters: ThinParameters) -> Json:
 def _attempt(context: Context, problem: Problem, revision: int, number: int) -> _Attempt:
     """Solve, and verify unless told otherwise."""
     calibration = context.tables.calibration(problem.table.edition, revision)
-    solution = problem.solve(calibration)
+    with context.alone():
+        solution = problem.solve(calibration)
     described = round_json(problem, solution, calibration, number=number)
     text = f"round {number}: {solution.config.id} predicted at {described['predicted_fps']:.2f} FPS"
     context.tell("solved", text, described)
@@ -84,7 +85,8 @@ def _answer(context: Context, problem: Problem, attempts: list[_Attempt], reason
     """Assemble the result, and keep config, file and evidence."""
     solution, calibration, last = attempts[-1]
     rounds = [attempt.described for attempt in attempts]
-    result = answer_json(problem, solution, calibration, rounds, reason=reason)
+    with context.alone():
+        result = answer_json(problem, solution, calibration, rounds, reason=reason)
     document = config_json(problem.space, solution.config)
     context.save("config.json", json.dumps(document, indent=1).encode(), "application/json")
     context.save("evidence.json", json.dumps(result, indent=1).encode(), "application/json")

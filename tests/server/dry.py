@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from nas.blocks import Block
@@ -24,8 +24,9 @@ from profiler.identity import result_id
 from profiler.wire import Failure, FailureClass
 from server import leases
 from server.context import Context
-from server.database import Job, JobState, Supernet, make_engine, reading, writing
+from server.database import Job, JobState, Supernet, TaskState, make_engine, reading, writing
 from server.database import Task as TaskRecord
+from server.gate import Gate
 from server.jobs import Jobs
 from server.machine import Machine
 from server.migrations import upgrade
@@ -171,7 +172,7 @@ class Bench:
             self.settings,
             self.database,
             steps or DrySteps(),
-            Machine(identity),
+            Machine(identity, Gate(self.database, identity, clock=now)),
             threading.Event(),
             networks=self.networks,
         )
@@ -221,6 +222,13 @@ class Bench:
         finally:
             stop.set()
             thread.join()
+
+    def report(self, agent: str, *tasks: TaskRecord) -> None:
+        """Have the agent hand in the results of these tasks, or of all that are leased."""
+        with writing(self.database) as session:
+            leased = session.scalars(select(TaskRecord).where(TaskRecord.state == TaskState.LEASED)).all()
+            for task in tasks or leased:
+                self._report(session, task, agent)
 
     def _report(self, session: Session, task: TaskRecord, agent: str) -> None:
         if task.item_key in self.refuses:

@@ -119,6 +119,12 @@ def _create_tables() -> None:
     )
     op.create_index("ix_artifacts_sha256", "artifacts", ["sha256"], unique=False)
     op.create_table(
+        "busy_machines",
+        sa.Column("machine_hash", sa.String(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("machine_hash", name="pk_busy_machines"),
+    )
+    op.create_table(
         "editions",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=False),
@@ -317,6 +323,7 @@ def downgrade() -> None:
     op.drop_table("measurements")
     op.drop_table("job_events")
     op.drop_table("editions")
+    op.drop_table("busy_machines")
     op.drop_table("artifacts")
     op.drop_table("agents")
     op.drop_table("jobs")
