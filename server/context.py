@@ -1,21 +1,27 @@
 """What a handler works with: the job, the stores, durable steps, child processes and a way to tell how far it is."""
 
+import logging
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from lookup_tables.models import Measurement
 from server.children import run_child
 from server.database import reading
 from server.engine import Steps
+from server.errors import ChildFailed, JobCancelled, StepFailed
 from server.machine import Machine
 from server.settings import Settings
 from server.stores import Stores
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -25,6 +31,13 @@ class WorkerStopping(BaseException):
     """The worker is being stopped: the job stays unfinished and goes on at the next start.
 
     No error of the job: it passes every `except Exception`, the engine's included.
+    """
+
+
+class DatabaseAway(BaseException):
+    """The database does not answer: the job stays unfinished and goes on a little later.
+
+    As little an error of the job as `WorkerStopping`: kept as the outcome of a step, it would be so for ever.
     """
 
 
@@ -53,7 +66,7 @@ class Context(Stores):
         return datetime.now(UTC)
 
     def check(self) -> None:
-        """Return if the job may go on.
+        """Return if the job may go on; a database that does not answer just now is no reason to stop hours of work.
 
         Raises:
             JobCancelled: it was cancelled.
@@ -61,20 +74,33 @@ class Context(Stores):
         """
         if self.stopping.is_set():
             raise WorkerStopping
-        self.jobs.check(self.job)
+        with _patience(self.job):
+            self.jobs.check(self.job)
 
     def step(self, name: str, function: Callable[[], T]) -> T:
-        """Run an idempotent step whose JSON result is checkpointed; a cancelled job starts none."""
+        """Run an idempotent step whose JSON result is checkpointed; a cancelled job starts none.
+
+        Raises:
+            StepFailed: the function raised, now or in an earlier run of the job.
+            JobCancelled: the job was cancelled.
+            DatabaseAway: the database does not answer; nothing is checkpointed.
+        """
         self.check()
-        return self.steps(name, function)
+        outcome = self.steps(name, partial(_outcome, function))
+        if "error" in outcome:
+            raise StepFailed(outcome["error"]["message"], kind=outcome["error"]["kind"])
+        value: T = outcome["value"]
+        return value
 
     def tell(self, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
-        """Append an event that users see."""
-        self.jobs.event(self.job, kind, message, data, now=self.now())
+        """Append an event that users see; one that cannot be stored is lost, not the work."""
+        with _patience(self.job):
+            self.jobs.event(self.job, kind, message, data, now=self.now())
 
     def progress(self, share: float) -> None:
         """Note the share of the work done, 0 to 1."""
-        self.jobs.progress(self.job, share)
+        with _patience(self.job):
+            self.jobs.progress(self.job, share)
 
     def alone(self) -> AbstractContextManager[None]:
         """Do heavy work in this process while no agent measures on this machine."""
@@ -97,3 +123,28 @@ class Context(Stores):
         """Return the hot median of a measurement, in milliseconds."""
         with reading(self.database) as session:
             return session.get_one(Measurement, measurement).hot_ms
+
+
+@contextmanager
+def _patience(job: str) -> Iterator[None]:
+    """Pass over a look at the database, or a note in it, that a job can do without."""
+    try:
+        yield
+    except OperationalError as error:
+        log.warning("the database does not answer (%s); job %s goes on", error.orig, job)
+
+
+def _outcome(function: Callable[[], Any]) -> Json:
+    """Run a step and write what came of it: checkpointed as it is, an error would come back as another class."""
+    try:
+        return {"value": function()}
+    except OperationalError as error:
+        raise DatabaseAway(str(error.orig)) from error
+    except (JobCancelled, StepFailed):
+        raise
+    except ChildFailed as error:
+        return {"error": {"kind": error.kind, "message": str(error)}}
+    except Exception as error:
+        # Whatever it was, it belongs to this job alone and its owner has to see it.
+        log.exception("a step failed")
+        return {"error": {"kind": type(error).__name__, "message": str(error)}}

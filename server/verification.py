@@ -11,6 +11,7 @@ from profiler.wire import Policy
 from server.answering import Problem, Solution
 from server.campaign import measure
 from server.context import Context
+from server.errors import WrongGraph
 from server.graphs import find_graphs, network_item
 from server.tasks import Item, network_key
 
@@ -44,9 +45,17 @@ def verify(
         calibration: what it was predicted with.
         number: of the round, from 1.
         share: progress of the job before and after.
+
+    Raises:
+        WrongGraph: the file that an earlier run of the round exported is of another config.
     """
     first, last = share
     deployed = context.step(f"deploy {number}", partial(_deploy, context, problem, solution.config))
+    if deployed["key"] != network_key(solution.config):
+        raise WrongGraph(
+            f"round {number} exported {deployed['key']}, its answer is {network_key(solution.config)}: "
+            "submit the job again"
+        )
     middle = (first + last) / 2
     context.progress(middle)
     policy = Policy(min_hot_runs=MIN_RUNS, max_hot_runs=MAX_RUNS, min_seconds=problem.parameters.measure_seconds)
@@ -56,10 +65,8 @@ def verify(
     ]
     timed = partial(measure, context, problem.parameters.device, items, share=(middle, last), round_=number)
     measured = context.step(f"measure {number}", timed)
-    found = _compared(context, problem, solution, deployed, measured)
-    found |= _drift(context, calibration, measured, found["error_percent"])
-    context.tell("verified", _sentence(problem, found, number), found)
-    return found
+    compare = partial(_compare, context, problem, solution, calibration, deployed, measured, number)
+    return context.step(f"compare {number}", compare)
 
 
 def learn(context: Context, problem: Problem, solution: Solution, calibration: Calibration, verified: Json) -> int:
@@ -137,6 +144,22 @@ def _reference_items(
         for key in keys
         if key in graphs
     ][:REFERENCES]
+
+
+def _compare(
+    context: Context,
+    problem: Problem,
+    solution: Solution,
+    calibration: Calibration,
+    deployed: Json,
+    measured: dict[str, str],
+    number: int,
+) -> Json:
+    """Set the measurement against what was predicted, and tell: once, however often the job is taken up."""
+    found = _compared(context, problem, solution, deployed, measured)
+    found |= _drift(context, calibration, measured, found["error_percent"])
+    context.tell("verified", _sentence(problem, found, number), found)
+    return found
 
 
 def _compared(context: Context, problem: Problem, solution: Solution, deployed: Json, measured: dict[str, str]) -> Json:

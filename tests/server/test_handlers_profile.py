@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lookup_tables.errors import UnknownDevice
 from nas.macs import gmacs
-from server.errors import JobCancelled, TasksFailed
+from server.errors import JobCancelled, StepFailed
 from server.handlers.profile import profile, reference_configs, spread
 from server.parameters import ProfileParameters
 from server.tasks import network_key
@@ -91,8 +91,9 @@ def test_a_worker_that_dies_in_any_step_loses_and_doubles_nothing(bench: Bench, 
 def test_a_graph_that_the_device_refuses_fails_the_job_by_name(bench: Bench) -> None:
     bench.refuses = frozenset({BLOCKS[3].key})
     job = bench.submit("profile", PARAMETERS)
-    with bench.agent(), pytest.raises(TasksFailed) as caught:
+    with bench.agent(), pytest.raises(StepFailed) as caught:
         profile(bench.context(job), PARAMETERS)
+    assert caught.value.kind == "TasksFailed"
     assert str(caught.value) == (
         f"1 of {len(BLOCKS) + 4} graphs could not be measured on bench ({BLOCKS[3].label}: no kernel for this): "
         "mend the cause there and submit the job again; what was measured is kept"

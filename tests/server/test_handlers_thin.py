@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +9,9 @@ import pytest
 from lookup_tables.calibration import Source
 from lookup_tables.errors import UnknownEdition
 from nas.config import Config
-from nas.errors import BudgetUnreachable
 from nas.exact import fastest
 from server.answering import Problem
-from server.errors import UnknownSupernet
+from server.errors import StepFailed, UnknownSupernet, WrongGraph
 from server.handlers.profile import profile
 from server.handlers.thin import thin
 from server.parameters import ProfileParameters, Solver, ThinParameters
@@ -206,8 +206,9 @@ def test_a_target_that_a_correction_puts_out_of_reach_is_missed_with_the_reason(
 
 def test_an_unreachable_target_fails_with_the_fastest_fps(bench: Bench) -> None:
     parameters = asked(bench, share=1.2)
-    with pytest.raises(BudgetUnreachable, match="is out of reach"):
+    with pytest.raises(StepFailed, match="is out of reach") as caught:
         thin(started(bench, parameters), parameters)
+    assert caught.value.kind == "BudgetUnreachable"
 
 
 def test_without_verification_nothing_is_exported_or_measured(bench: Bench) -> None:
@@ -233,7 +234,7 @@ def test_the_exact_solver_has_no_gap_and_no_trail(bench: Bench) -> None:
     assert result["optimum"]["config_id"] == result["config_id"]
 
 
-@pytest.mark.parametrize("step", ["start", "deploy 1", "measure 1", "learn 1", "answer"])
+@pytest.mark.parametrize("step", ["start", "solve 1", "deploy 1", "measure 1", "compare 1", "learn 1", "answer"])
 def test_a_worker_that_dies_in_any_step_measures_and_corrects_once(bench: Bench, step: str) -> None:
     parameters, steps = asked(bench), DrySteps(dies_in=step)
     foreseen = parameters.model_copy(update={"verify": False})
@@ -253,6 +254,62 @@ def test_a_worker_that_dies_in_any_step_measures_and_corrects_once(bench: Bench,
     assert len({(task.round, task.item_key) for task in tasks}) == len(tasks)
     assert {task.attempt for task in tasks} == {1}
     assert [found.revision for found in bench.context(job).tables.calibrations(result["edition"])] == [1, 2]
+
+
+def test_a_round_taken_up_again_keeps_its_answer_whatever_solves_by_then(bench: Bench) -> None:
+    """The file that was exported and timed is of that answer: another one beside it would be wrong evidence."""
+    parameters, steps = asked(bench), DrySteps(dies_in="deploy 1")
+    foreseen = parameters.model_copy(update={"verify": False})
+    first = thin(started(bench, foreseen), foreseen)
+    job = bench.submit("thin", parameters)
+    with pytest.raises(Crash):
+        thin(bench.context(job, steps), parameters)
+    steps.dies_in = None
+    newer = parameters.model_copy(update={"target_fps": 0.5 * parameters.target_fps})  # as if it solved another way
+    with bench.agent():
+        result = thin(bench.context(job, steps), newer)
+    assert {result["config_id"], result["rounds"][0]["config_id"]} == {first["config_id"]}
+    assert f"network:{first['config_id']}" in {task.item_key for task in tasks_of(bench, job)}
+
+
+def test_a_file_of_another_config_is_refused(bench: Bench) -> None:
+    parameters, steps = asked(bench), DrySteps(dies_in="measure 1")
+    job = bench.submit("thin", parameters)
+    with bench.agent(), pytest.raises(Crash):
+        thin(bench.context(job, steps), parameters)
+    deployed = json.loads(steps.finished["deploy 1"])
+    deployed["value"]["key"] = "network:0123"
+    steps.finished["deploy 1"], steps.dies_in = json.dumps(deployed), None
+    with pytest.raises(
+        WrongGraph, match=r"round 1 exported network:0123, its answer is network:.*submit the job again"
+    ):
+        thin(bench.context(job, steps), parameters)
+
+
+def test_what_happened_once_is_told_once_however_often_the_job_is_taken_up(bench: Bench) -> None:
+    parameters, steps = asked(bench, max_rounds=1), DrySteps(dies_in="learn 1")
+    job = bench.submit("thin", parameters)
+    with bench.agent():
+        for _ in range(3):
+            with pytest.raises(Crash):
+                thin(bench.context(job, steps), parameters)
+        steps.dies_in = None
+        thin(bench.context(job, steps), parameters)
+    kinds = [event.kind for event in bench.jobs.events(job)]
+    assert (kinds.count("solved"), kinds.count("verified")) == (1, 1)
+
+
+def test_solving_waits_while_the_agent_on_this_machine_measures(bench: Bench) -> None:
+    parameters = asked(bench, verify=False)
+    context = started(bench, parameters)
+    results: list[object] = []
+    thread = threading.Thread(target=lambda: results.append(thin(context, parameters)))
+    with context.machine.measuring(context.check):
+        thread.start()
+        thread.join(0.5)
+        assert results == []
+    thread.join()
+    assert len(results) == 1
 
 
 def test_jobs_that_correct_one_table_build_on_each_other(bench: Bench) -> None:
@@ -292,13 +349,14 @@ def test_what_does_not_exist_is_named(
     bench: Bench, changes: dict[str, object], error: type[Exception], message: str
 ) -> None:
     parameters = asked(bench).model_copy(update=changes)
-    with pytest.raises(error, match=message):
+    with pytest.raises(StepFailed, match=message) as caught:
         thin(started(bench, parameters), parameters)
+    assert caught.value.kind == error.__name__
 
 
 def test_an_edition_of_another_device_is_refused(bench: Bench) -> None:
     parameters = asked(bench)
     edition = bench.context("any").tables.editions(device=DEVICE)[0].id
     other = parameters.model_copy(update={"device": "laptop", "edition": edition})
-    with pytest.raises(UnknownEdition, match=f"edition {edition} is the table of bench with 1 thread.*not of laptop"):
+    with pytest.raises(StepFailed, match=f"edition {edition} is the table of bench with 1 thread.*not of laptop"):
         thin(started(bench, other), other)

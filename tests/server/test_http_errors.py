@@ -34,7 +34,8 @@ STATUS = {
         "ServerError": 409, "UpgradeRequired": 426, "NewerDatabase": 503, "UnknownAgent": 404, "UnknownTask": 404,
         "LeaseLost": 410, "ResultRefused": 409, "NotAuthenticated": 401, "DamagedToken": 500, "UnknownJob": 404,
         "UnknownSupernet": 404, "UnknownArtifact": 404, "JobNotFinished": 409, "IdempotencyConflict": 409,
-        "JobCancelled": 409, "ChildFailed": 500, "TasksFailed": 409, "WorkerRunning": 409, "PortTaken": 409,
+        "JobCancelled": 409, "ChildFailed": 500, "TasksFailed": 409, "StepFailed": 409, "WrongGraph": 409,
+        "WorkerRunning": 409, "PortTaken": 409,
         "UnknownBlob": 404, "DamagedBlob": 500,
     },
 }  # fmt: skip
