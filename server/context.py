@@ -124,6 +124,13 @@ class Context(Stores):
         with reading(self.database) as session:
             return session.get_one(Measurement, measurement).hot_ms
 
+    def is_older(self, measurement: str, other: str) -> bool:
+        """Tell whether a measurement came in before another; never when one is unknown here, as in imported tables."""
+        with reading(self.database) as session:
+            found = [session.get(Measurement, identity) for identity in (measurement, other)]
+        one, two = (record and record.received_at for record in found)
+        return one is not None and two is not None and one < two
+
 
 @contextmanager
 def _patience(job: str) -> Iterator[None]:

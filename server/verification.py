@@ -69,19 +69,21 @@ def verify(
     return context.step(f"compare {number}", compare)
 
 
-def learn(context: Context, problem: Problem, solution: Solution, calibration: Calibration, verified: Json) -> int:
+def learn(context: Context, problem: Problem, solution: Solution, verified: Json) -> int:
     """Bring the table's newest calibration up to what a verification has shown; return its revision.
 
     A missed answer becomes one more point, and all the drift that its references showed goes into the slope; of an
-    answer that met its target a part of the drift does. Jobs that learn about the same table at the same time build on
-    each other. Asked again, it finds what it did.
+    answer that met its target a part of the drift does; older drift than the table knows already is left out. Jobs that
+    learn about the same table at the same time build on each other. Asked again, it finds what it did.
     """
     edition = problem.table.edition
     for attempt in range(ATTEMPTS):
-        newest = context.tables.calibration(edition)
-        if any(point.measurement == verified["measurement"] for point in newest.points):
-            return newest.revision
-        corrected = _corrected(problem, solution, calibration, verified, newest)
+        known = context.tables.calibrations(edition)
+        for done in known:
+            if done.measurement == verified["measurement"]:
+                return done.revision
+        newest = known[-1]
+        corrected = _corrected(problem, solution, verified, newest, drift=_newer_drift(context, verified, newest))
         if corrected is newest:
             return newest.revision
         try:
@@ -98,24 +100,34 @@ def learn(context: Context, problem: Problem, solution: Solution, calibration: C
     return corrected.revision
 
 
+def _newer_drift(context: Context, verified: Json, newest: Calibration) -> float | None:
+    """Return the drift that a verification has seen; None for none, or when the table has learned from a later one."""
+    if newest.measurement is not None and context.is_older(verified["measurement"], newest.measurement):
+        return None
+    return _seen_drift(verified)
+
+
+def _seen_drift(verified: Json) -> float | None:
+    return None if verified["drift_percent"] is None else float(1 + verified["drift_percent"] / 100)
+
+
 def _corrected(
-    problem: Problem, solution: Solution, calibration: Calibration, verified: Json, newest: Calibration
+    problem: Problem, solution: Solution, verified: Json, newest: Calibration, *, drift: float | None
 ) -> Calibration:
-    drift = None if verified["drift_percent"] is None else 1 + verified["drift_percent"] / 100
+    measurement = verified["measurement"]
     if verified["met"]:
-        # From the drift it was predicted with, not from the newest: asked again, the next drift is the same.
-        settled = calibration.drift if drift is None else calibration.settled_drift(drift)
-        return newest if settled in {calibration.drift, newest.drift} else newest.corrected(drift=settled)
+        settled = newest.drift if drift is None else newest.settled_drift(drift)
+        return newest if settled == newest.drift else newest.corrected(drift=settled, measurement=measurement)
     missed = Point.of(
         solution.config.id,
         problem.space.blocks(solution.config),
         problem.table,
         verified["measured_ms"],
         source=Source.VERIFICATION,
-        drift=drift or newest.drift,
-        measurement=verified["measurement"],
+        drift=_seen_drift(verified) or newest.drift,
+        measurement=measurement,
     )
-    return newest.corrected(missed, drift=drift)
+    return newest.corrected(missed, drift=drift, measurement=measurement)
 
 
 def _deploy(context: Context, problem: Problem, config: Config) -> Json:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lookup_tables.calibration import Point, fit
+from lookup_tables.calibration import Calibration, Point, Source, fit
 from nas.config import Config
 from nas.macs import gmacs, weights_mib
 from nas.sampling import random_config
@@ -133,26 +133,14 @@ def _publish(context: Context, parameters: ProfileParameters, space: SearchSpace
 def _calibrate(
     context: Context, space: SearchSpace, references: tuple[Config, ...], edition: str, measured: dict[str, str]
 ) -> Json:
-    """Fit revision 1 on the references; a calibrated edition keeps its corrections and learns of drift."""
-    now_ms = {config.id: context.measured_ms(measured[network_key(config)]) for config in references}
-    known = context.tables.calibrations(edition)
-    if known:
-        drift = known[-1].drift_of(now_ms)
-        settled = known[-1].drift if drift is None else known[-1].settled_drift(drift, share=1)
-        calibration = known[-1] if settled == known[-1].drift else known[-1].corrected(drift=settled)
-    else:
-        table = context.tables.load(edition)
-        points = [
-            Point.of(
-                config.id,
-                space.blocks(config),
-                table,
-                now_ms[config.id],
-                measurement=measured[network_key(config)],
-            )
-            for config in references
-        ]
-        calibration = fit(points)
+    """Fit revision 1 on the references; a calibrated edition keeps its corrections, learns of drift and of new ones."""
+    table, known = context.tables.load(edition), context.tables.calibrations(edition)
+    points = []
+    for config in references:
+        measurement = measured[network_key(config)]
+        measured_ms = context.measured_ms(measurement)
+        points.append(Point.of(config.id, space.blocks(config), table, measured_ms, measurement=measurement))
+    calibration = _recalibrated(known[-1], points) if known else fit(points)
     context.tables.add_calibration(edition, calibration, now=context.now())
     context.tell(
         "calibrated",
@@ -163,5 +151,16 @@ def _calibrate(
         "slope": calibration.slope,
         "fetch_ms_per_mib": calibration.fetch_ms_per_mib,
         "margin": calibration.margin,
-        "reference_error_percent": calibration.mape_percent,
+        "reference_error_percent": calibration.reference_error_percent,
     }
+
+
+def _recalibrated(newest: Calibration, points: Sequence[Point]) -> Calibration:
+    """Return the next revision: with all the drift that known references show, and the new ones with it taken out."""
+    seen = newest.drift_of({point.label: point.measured_ms for point in points})
+    drift = newest.drift if seen is None else newest.settled_drift(seen, share=1)
+    known = {point.label for point in newest.points if point.source is Source.REFERENCE}
+    new = [point.model_copy(update={"drift": seen or drift}) for point in points if point.label not in known]
+    if not new and drift == newest.drift:
+        return newest
+    return newest.corrected(*new, drift=drift, measurement=points[-1].measurement)

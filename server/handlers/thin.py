@@ -51,9 +51,7 @@ def thin(context: Context, parameters: ThinParameters) -> Json:
     reason = None
     while parameters.verify:
         number, last = len(attempts), attempts[-1]
-        revision = context.step(
-            f"learn {number}", partial(learn, context, problem, last.solution, last.calibration, last.described)
-        )
+        revision = context.step(f"learn {number}", partial(learn, context, problem, last.solution, last.described))
         if last.described["met"]:
             break
         if number == parameters.max_rounds:

@@ -70,6 +70,27 @@ def test_a_second_profile_tells_a_calibrated_table_how_far_the_device_has_drifte
     assert context.tables.calibration(first["edition"]).drift == pytest.approx(1.2, rel=1e-3)
 
 
+def test_a_second_profile_brings_new_references_into_the_calibration(bench: Bench) -> None:
+    """They were timed for this: twenty seconds for each group of them."""
+    more = PARAMETERS.model_copy(update={"references": 8, "seed": 1})
+    with bench.agent():
+        first = profile(bench.context(bench.submit("profile", PARAMETERS)), PARAMETERS)
+        bench.drift = 1.2
+        context = bench.context(bench.submit("profile", more))
+        second = profile(context, more)
+        steps = DrySteps(dies_in="calibrate")
+        with pytest.raises(Crash):
+            profile(bench.context(bench.submit("profile", more), steps), more)
+    labels = {config.id for config in (*REFERENCES, *reference_configs(NANO, 8, seed=1))}
+    calibration = context.tables.calibration(first["edition"])
+    assert (second["edition"], second["calibration_revision"], calibration.revision) == (first["edition"], 2, 2)
+    assert {point.label for point in calibration.points} == labels
+    assert len(calibration.points) == len(labels) == 10
+    assert calibration.drift == pytest.approx(1.2, rel=1e-3)
+    assert second["slope"] == pytest.approx(1.2 * first["slope"], rel=1e-3)
+    assert second["reference_error_percent"] == pytest.approx(0, abs=0.1)
+
+
 @pytest.mark.parametrize("step", ["export", "measure", "calibrate"])
 def test_a_worker_that_dies_in_any_step_loses_and_doubles_nothing(bench: Bench, step: str) -> None:
     job, steps = bench.submit("profile", PARAMETERS), DrySteps(dies_in=step)

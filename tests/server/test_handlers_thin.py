@@ -318,11 +318,10 @@ def test_jobs_that_correct_one_table_build_on_each_other(bench: Bench) -> None:
     edition = context.tables.editions(device=DEVICE)[0].id
     problem = Problem(parameters, find_supernet(bench.database, "train-0"), context.tables.load(edition))
     solution = problem.solve(context.tables.calibration(edition))
-    missed = {"measured_ms": 2 * solution.latency_ms, "met": False, "drift_percent": None}
+    missed = {"measured_ms": 2 * solution.latency_ms, "met": False, "drift_percent": 10.0}
     found = [{**missed, "measurement": f"{number}" * 64} for number in (1, 2)]
-    first = context.tables.calibration(edition)
-    assert [learn(context, problem, solution, first, one) for one in found] == [2, 3]
-    assert [learn(context, problem, solution, first, one) for one in found] == [3, 3]
+    assert [learn(context, problem, solution, one) for one in found] == [2, 3]
+    assert [learn(context, problem, solution, one) for one in found] == [2, 3]
     assert len(context.tables.calibration(edition).points) == 4 + 2
 
 
@@ -333,8 +332,38 @@ def test_a_worker_that_died_while_learning_of_drift_learns_it_once(bench: Bench)
     problem = Problem(parameters, find_supernet(bench.database, "train-0"), context.tables.load(edition))
     first = context.tables.calibration(edition)
     met = {"measured_ms": 1.0, "met": True, "drift_percent": 8.0, "measurement": "1" * 64}
-    assert [learn(context, problem, problem.solve(first), first, met) for _ in range(3)] == [2, 2, 2]
+    assert [learn(context, problem, problem.solve(first), met) for _ in range(3)] == [2, 2, 2]
     assert context.tables.calibration(edition).drift == pytest.approx(1.08**0.25)
+
+
+def measured_earlier(bench: Bench) -> tuple[str, str]:
+    """Return the ids of two measurements, the earlier one first."""
+    found = sorted(bench.context("any").tables.measurements(DEVICE), key=lambda one: one.received_at)
+    assert found[0].received_at < found[-1].received_at
+    return found[0].id, found[-1].id
+
+
+@pytest.mark.parametrize("is_newer", [False, True])
+def test_an_answer_that_met_its_target_never_undoes_the_drift_of_a_later_miss(bench: Bench, is_newer: bool) -> None:
+    """Two jobs begin with one calibration: the config that has just missed must not be offered again."""
+    parameters = asked(bench)
+    context = started(bench, parameters)
+    edition = context.tables.editions(device=DEVICE)[0].id
+    problem = Problem(parameters, find_supernet(bench.database, "train-0"), context.tables.load(edition))
+    solution = problem.solve(context.tables.calibration(edition))
+    earlier, later = measured_earlier(bench)
+    missing, meeting = (earlier, later) if is_newer else (later, earlier)
+    missed = {
+        "measured_ms": 1.2 * solution.latency_ms, "met": False, "drift_percent": 20.0, "measurement": missing,
+    }  # fmt: skip
+    met = {"measured_ms": 1.0, "met": True, "drift_percent": 5.0, "measurement": meeting}
+    assert learn(context, problem, solution, missed) == 2
+    assert [learn(context, problem, solution, met) for _ in range(2)] == [3 if is_newer else 2] * 2
+    newest = context.tables.calibration(edition)
+    assert newest.drift == pytest.approx(1.2 * (1.05 / 1.2) ** 0.25 if is_newer else 1.2)
+    blocks = NANO.blocks(solution.config)
+    bound_ms = newest.latency_model(problem.table).predict_ms(blocks) * (1 + newest.margin)
+    assert bound_ms >= (missed["measured_ms"] if not is_newer else 0.95 * missed["measured_ms"])
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,7 @@ def _create_tables() -> None:
         sa.Column("margin", sa.Double(), nullable=False),
         sa.Column("confidence", sa.Double(), nullable=False),
         sa.Column("points", sa.JSON(), nullable=False),
+        sa.Column("measurement", sa.String(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("revision >= 1", name=op.f("ck_calibrations_revision")),
         sa.CheckConstraint(
