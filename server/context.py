@@ -34,6 +34,10 @@ class WorkerStopping(BaseException):
     """
 
 
+class Futile(Exception):
+    """A child's result is of no use any more: another part of the same work has failed."""
+
+
 class DatabaseAway(BaseException):
     """The database does not answer: the job stays unfinished and goes on a little later.
 
@@ -107,11 +111,28 @@ class Context(Stores):
         return self.machine.working(self.check)
 
     def child(
-        self, task: str, parameters: Mapping[str, Any], on_message: Callable[[Json], None], *, threads: int = 1
+        self,
+        task: str,
+        parameters: Mapping[str, Any],
+        on_message: Callable[[Json], None],
+        *,
+        threads: int = 1,
+        is_futile: Callable[[], bool] = lambda: False,
     ) -> Json:
-        """Run a heavy task in a child process that ends with the job, when no agent measures on this machine."""
-        with self.alone():
-            return run_child(task, parameters, on_message=on_message, check=self.check, threads=threads)
+        """Run a heavy task in a child process that ends with the job, when no agent measures on this machine.
+
+        Raises:
+            ChildFailed: it failed.
+            Futile: nobody needs its result any more, by `is_futile`.
+        """
+
+        def check() -> None:
+            self.check()
+            if is_futile():
+                raise Futile
+
+        with self.machine.working(check):
+            return run_child(task, parameters, on_message=on_message, check=check, threads=threads)
 
     def save(self, name: str, content: bytes, media_type: str) -> str:
         """Keep a file of the job and return its SHA-256."""
@@ -127,9 +148,8 @@ class Context(Stores):
     def is_older(self, measurement: str, other: str) -> bool:
         """Tell whether a measurement came in before another; never when one is unknown here, as in imported tables."""
         with reading(self.database) as session:
-            found = [session.get(Measurement, identity) for identity in (measurement, other)]
-        one, two = (record and record.received_at for record in found)
-        return one is not None and two is not None and one < two
+            one, two = session.get(Measurement, measurement), session.get(Measurement, other)
+        return one is not None and two is not None and one.received_at < two.received_at
 
 
 @contextmanager

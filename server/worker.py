@@ -5,6 +5,7 @@ import fcntl
 import itertools
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -138,7 +139,11 @@ class Worker:
         self._machine.settle()
 
     def reconcile(self) -> None:
-        """Settle what the engine and our tables disagree about: one of their files may have been lost or restored."""
+        """Settle what the engine and our tables disagree about: one of their files may have been lost or restored.
+
+        What jobs that ended kept for being taken up again is removed.
+        """
+        self._sweep()
         for job in self.jobs.under_way():
             if job in self._at_work:
                 continue
@@ -182,6 +187,20 @@ class Worker:
             self.is_up.set()
             if stop.wait(TURN_SECONDS):
                 return
+
+    def _sweep(self) -> None:
+        """Remove the scratch of jobs that will never go on: weights and optimisers of a training fill a disk."""
+        folder = self._settings.scratch("")
+        for scratch in folder.iterdir() if folder.is_dir() else ():
+            job = scratch.name
+            if job not in self._at_work and self._is_over(job):
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _is_over(self, job: str) -> bool:
+        try:
+            return is_final(self.jobs.get(job))
+        except UnknownJob:
+            return False  # not ours to remove: a restored database may know it again
 
     def _is_unwanted(self, job: str) -> bool:
         """Tell whether a job that the engine has was cancelled, or is not in our tables (any more)."""

@@ -13,7 +13,7 @@ from nas.space import SearchSpace, named_space
 from profiler.wire import Policy
 from server.campaign import measure
 from server.context import Context
-from server.graphs import block_item, export_blocks, export_references, find_graphs, network_item
+from server.graphs import block_item, export_blocks, export_references, graphs_of, network_item
 from server.parameters import ProfileParameters
 from server.tasks import network_key
 
@@ -107,7 +107,7 @@ def _measure(
     policy = Policy(max_hot_runs=MAX_RUNS, min_seconds=parameters.measure_seconds)
     execution, wanted = parameters.execution, set(plan)
     blocks = [block for block in space.all_blocks() if block.key in wanted]
-    graphs = find_graphs(context, [*wanted, *map(network_key, references)])
+    graphs = graphs_of(context, [*wanted, *map(network_key, references)])
     networks = [(config, graphs[network_key(config)]) for config in references]
     items = spread(
         [block_item(block, graphs[block.key], execution, policy) for block in blocks],

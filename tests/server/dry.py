@@ -93,8 +93,15 @@ class DryContext(Context):
     networks: dict[str, Config] = field(default_factory=dict)
 
     def child(
-        self, task: str, parameters: Mapping[str, Any], on_message: Callable[[Json], None], *, threads: int = 1
+        self,
+        task: str,
+        parameters: Mapping[str, Any],
+        on_message: Callable[[Json], None],
+        *,
+        threads: int = 1,
+        is_futile: Callable[[], bool] = lambda: False,
     ) -> Json:
+        assert not is_futile()
         self.orders.append((task, {**parameters, "threads": threads}))
         match task.rpartition(":")[2]:
             case "export_block_graphs":

@@ -220,6 +220,19 @@ def test_a_job_that_the_engine_gave_up_fails(settings: Settings) -> None:
     assert error["message"].endswith("submit it again")
 
 
+def test_what_a_job_kept_to_be_taken_up_again_goes_with_the_job(settings: Settings) -> None:
+    with running(settings, {}) as worker:
+        jobs = worker.jobs
+    over, waiting = submit(jobs), submit(jobs)
+    for job in (over, waiting):
+        settings.scratch(job).mkdir(parents=True)
+        (settings.scratch(job) / "training.safetensors").write_bytes(b"weights and optimisers")
+    jobs.cancel(over, now=now())
+    with running(settings, {"train": lambda context, _: context.steps("wait", context.stopping.wait)}):
+        until(lambda: not settings.scratch(over).exists())
+        assert settings.scratch(waiting).exists()
+
+
 def test_one_worker_works_on_a_folder(settings: Settings) -> None:
     with running(settings, {}), pytest.raises(WorkerRunning, match=r"another worker runs the jobs of .*data"):
         Worker(settings, {}).run(threading.Event())
