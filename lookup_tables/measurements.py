@@ -157,7 +157,10 @@ def present_version(device: models.Device, execution: Execution) -> str | None:
 def newest_by_key(
     session: Session, device: models.Device, execution: Execution, keys: Iterable[str]
 ) -> dict[str, models.Measurement]:
-    """Find the newest real measurement of each item with the device's present runtime version; others are absent."""
+    """Find the newest real measurement of each item with the device's present runtime version; others are absent.
+
+    Late replicates do not count: an attempt is voided also because something else loaded the machine meanwhile.
+    """
     wanted = set(keys)
     query = (
         select(models.Measurement)
@@ -165,6 +168,7 @@ def newest_by_key(
             models.Measurement.device_id == device.id,
             *same_execution(models.Measurement, execution),
             models.Measurement.simulated.is_(False),
+            models.Measurement.late.is_(False),
             models.Measurement.runtime_version.is_not_distinct_from(present_version(device, execution)),
         )
         .order_by(models.Measurement.received_at, models.Measurement.id)

@@ -20,8 +20,10 @@ from tests.lookup_tables.results import BLOCKS, NOON, ONE_THREAD, a_result, desc
 
 def filled(store: TableStore, name: str = "laptop") -> str:
     store.register_device(name, now=NOON, description=described())
+    chosen = []
     for index, block in enumerate(BLOCKS):
         result = a_result(task=block.key, timing=scaled(index + 1 / 3))
+        chosen.append(result_id(result))
         store.record_measurement(
             result,
             result_id=result_id(result),
@@ -31,7 +33,7 @@ def filled(store: TableStore, name: str = "laptop") -> str:
             received_at=minutes(index),
             late=index == 1,
         )
-    edition = store.publish(name, ONE_THREAD, BLOCKS, now=minutes(9))
+    edition = store.publish_measurements(name, ONE_THREAD, chosen, now=minutes(9))
     first = fit(
         [
             Point(label="a", sum_ms=1 / 3, weights_mib=1, measured_ms=0.4),

@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -159,18 +160,21 @@ def test_heavy_work_waits_for_a_lease_that_outlived_its_worker(bench: Bench) -> 
 def test_what_a_silent_agent_measured_beside_heavy_work_does_not_count(bench: Bench) -> None:
     context = bench.context(submit(bench), identity=HERE)
     agent = enrol_agent(bench.database, DEVICE, machine_hash=HERE)
+    whole = replace(item(), key=BLOCK.key)
     with writing(bench.database) as session:
-        add_tasks(session, context.job, DEVICE, [item()], now=now())
+        add_tasks(session, context.job, DEVICE, [whole], now=now())
         long_ago = now() - timedelta(hours=1)
         leases.lease(session, agent, 8, leases.LeaseTerms(), now=long_ago)
     (stale,) = tasks_of(bench, context.job)
     with context.machine.working(context.check):
         pass
     bench.report(agent, stale)
+    assert context.tables.unmeasured(DEVICE, Execution(), [BLOCK]) == (BLOCK,)
     assert lease_of(bench, agent) == (BLOCK.label,)
     bench.report(agent)
     (task,) = tasks_of(bench, context.job)
     assert (task.state, task.attempt) == ("done", 3)
+    assert context.tables.unmeasured(DEVICE, Execution(), [BLOCK]) == ()
 
 
 def test_a_worker_that_was_killed_at_work_does_not_keep_the_agent_out(bench: Bench) -> None:
