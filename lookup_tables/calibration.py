@@ -20,7 +20,7 @@ a miss.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -135,6 +135,7 @@ class Calibration(Value):
         margin: share by which the next network may be slower than predicted.
         confidence: of the margin, one-sided.
         points: what it was fitted to, in a fixed order.
+        measurement: id of the measurement that a correction learned from; None for revision 1.
     """
 
     revision: int = Field(ge=1, lt=2**31)
@@ -144,6 +145,7 @@ class Calibration(Value):
     margin: float = Field(ge=0)
     confidence: float = Field(gt=0.5, lt=1)
     points: tuple[Point, ...] = Field(min_length=1)
+    measurement: str | None = None
 
     @property
     def residuals(self) -> tuple[float, ...]:
@@ -154,8 +156,13 @@ class Calibration(Value):
     @property
     def mape_percent(self) -> float:
         """Mean absolute error over the points, in percent of the measured time; on the points it was fitted to."""
-        errors = [abs(residual) / (1 + residual) for residual in self.residuals]
-        return 100 * sum(errors) / len(errors)
+        return _mape_percent(self.residuals)
+
+    @property
+    def reference_error_percent(self) -> float:
+        """The same over the references alone: answers that missed were chosen for where the table is wrong."""
+        found = zip(self.residuals, self.points, strict=True)
+        return _mape_percent([residual for residual, point in found if not _is_verification(point)] or self.residuals)
 
     @property
     def sentence(self) -> str:
@@ -177,7 +184,7 @@ class Calibration(Value):
             now_ms: whole networks timed again, by label; those that are no references are left out.
         """
         logs = [
-            math.log(now_ms[point.label] / point.measured_ms)
+            math.log(now_ms[point.label] / point.measured_ms * point.drift)
             for point in self.points
             if point.source is Source.REFERENCE and point.label in now_ms
         ]
@@ -191,11 +198,11 @@ class Calibration(Value):
         change = seen / self.drift
         return self.drift if abs(change - 1) <= NOTABLE_DRIFT else self.drift * change**share
 
-    def corrected(self, *points: Point, drift: float | None = None) -> Self:
+    def corrected(self, *points: Point, drift: float | None = None, measurement: str | None = None) -> Self:
         """Return the next revision: fitted with more points and to a newer drift, None where none was seen."""
         now = self.drift if drift is None else drift
         fitted = fit((*self.points, *points), confidence=self.confidence, drift=now)
-        return type(self)(**{**dict(fitted), "revision": self.revision + 1})
+        return type(self)(**{**dict(fitted), "revision": self.revision + 1, "measurement": measurement})
 
 
 def fit(points: Iterable[Point], *, confidence: float = CONFIDENCE, drift: float = 1.0) -> Calibration:
@@ -305,6 +312,10 @@ def _log_ratios(points: tuple[Point, ...], fetch: float) -> NDArray[np.float64]:
 def _order(point: Point) -> tuple[object, ...]:
     numbers = point.sum_ms, point.weights_mib, point.measured_ms, point.drift
     return point.source, point.label, *numbers, point.measurement or ""
+
+
+def _mape_percent(residuals: Sequence[float]) -> float:
+    return 100 * sum(abs(residual) / (1 + residual) for residual in residuals) / len(residuals)
 
 
 def _is_verification(point: Point) -> bool:

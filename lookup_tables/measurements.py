@@ -190,7 +190,7 @@ def newest_by_key(
 ) -> dict[str, models.Measurement]:
     """Find the newest real measurement of each item with the device's present runtime version; others are absent.
 
-    A late one completed no task, as its agent had lost the lease: it stands in only where there is no other.
+    Late replicates do not count: an attempt is voided also because something else loaded the machine meanwhile.
     """
     wanted = tuple(dict.fromkeys(keys))
     found: dict[str, models.Measurement] = {}
@@ -206,18 +206,15 @@ def newest_by_key(
 
 
 def _ranked(device: models.Device, execution: Execution, keys: Sequence[str]) -> Select[str, int]:
-    """Select the usable measurements of these items with their place among those of the same item, best first."""
-    best_first = (
-        models.Measurement.late,
-        models.Measurement.received_at.desc(),
-        models.Measurement.id.desc(),
-    )
-    place = func.row_number().over(partition_by=models.Measurement.item_key, order_by=best_first)
+    """Select the usable measurements of these items with their place among those of the same item, newest first."""
+    newest_first = (models.Measurement.received_at.desc(), models.Measurement.id.desc())
+    place = func.row_number().over(partition_by=models.Measurement.item_key, order_by=newest_first)
     return select(models.Measurement.id, place.label("place")).where(
         models.Measurement.device_id == device.id,
         models.Measurement.item_key.in_(keys),
         *same_execution(models.Measurement, execution),
         models.Measurement.simulated.is_(False),
+        models.Measurement.late.is_(False),
         models.Measurement.runtime_version.is_not_distinct_from(present_version(device, execution)),
     )
 

@@ -196,6 +196,8 @@ class Calibration(Base):
     margin: Mapped[float]
     confidence: Mapped[float]
     points: Mapped[list[Json]]
+    measurement: Mapped[str | None]
+    """What a correction learned from; no foreign key, since a table may come from elsewhere."""
     created_at: Mapped[datetime]
 
 

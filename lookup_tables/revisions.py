@@ -82,4 +82,5 @@ def _value(record: models.Calibration) -> Calibration:
         margin=record.margin,
         confidence=record.confidence,
         points=tuple(record.points),
+        measurement=record.measurement,
     )

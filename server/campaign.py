@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
 
 from server.context import Context
-from server.database import Agent, Device, Lease, Task, TaskState, reading, writing
-from server.errors import TasksFailed
+from server.database import Agent, Device, Job, Lease, Task, TaskState, reading, writing
+from server.errors import JobCancelled, TasksFailed
+from server.jobs import is_final
 from server.tasks import Item, add_tasks
 
 WAIT_SECONDS = 0.5
@@ -25,7 +26,7 @@ def measure(
 ) -> dict[str, str]:
     """Have the device time these graphs; return the measurement id of each item key.
 
-    Where the device is the worker's own machine, no child works while it measures.
+    Where the device is the worker's own machine, no heavy work is begun before all are timed or the agent is silent.
 
     Args:
         context: the job.
@@ -41,12 +42,12 @@ def measure(
     """
     _check_sizes(items, context.settings.max_graph_bytes)
     campaign = _Campaign(context, device, items, share, round_)
-    while True:
-        with campaign.quiet():
-            campaign.add()
-            if campaign.wait_until_done_or_silent():
-                return campaign.measurements()
+    campaign.add()
+    while not campaign.is_done():
         campaign.wait_for_agent()
+        with campaign.quiet():
+            campaign.wait_until_done_or_silent()
+    return campaign.measurements()
 
 
 def _check_sizes(items: Sequence[Item], max_graph_bytes: int) -> None:
@@ -72,36 +73,38 @@ class _Campaign:
         self._told = -1
 
     def add(self) -> None:
-        """Create the tasks that are not there yet."""
+        """Create the tasks that are not there yet.
+
+        In one transaction with the look at the job: nobody would cancel what is added to a job that has just ended.
+        """
+        job, now = self._context.job, self._context.now()
         with writing(self._context.database) as session:
-            job, now = self._context.job, self._context.now()
+            if is_final(session.get_one(Job, job, with_for_update=True)):
+                raise JobCancelled(f"job {job} was cancelled")
             add_tasks(session, job, self._device, self._items, now=now, round_=self._round)
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Keep children off the machine if it is the one that measures, and somebody does measure."""
+    def quiet(self) -> AbstractContextManager[None]:
+        """Keep heavy work off the machine if it is the one that measures."""
         described = self._context.tables.device(self._device).described
         is_here = described is not None and described.machine_hash == self._context.machine.identity
-        if is_here and self._agent_is_awake():
-            with self._context.machine.measuring(self._context.check):
-                yield
-        else:
-            yield
+        return self._context.machine.measuring(self._context.check) if is_here else nullcontext()
 
-    def wait_until_done_or_silent(self) -> bool:
-        """Wait while the agent works, telling how far it is; return whether all is done."""
-        while True:
-            self._context.check()
-            tasks = self._tasks()
-            self._tell(tasks)
-            if all(task.state == TaskState.DONE for task in tasks):
-                return True
-            if not self._agent_is_awake():
-                return False
+    def is_done(self) -> bool:
+        """Tell how far the agent is, and return whether all is done."""
+        self._context.check()
+        tasks = self._tasks()
+        self._tell(tasks)
+        return all(task.state == TaskState.DONE for task in tasks)
+
+    def wait_until_done_or_silent(self) -> None:
+        """Wait while the agent works, telling how far it is."""
+        while not self.is_done() and self._agent_is_awake():
             time.sleep(WAIT_SECONDS)
 
     def wait_for_agent(self) -> None:
-        """Wait until an agent of the device is heard of again."""
+        """Wait until an agent of the device is heard of."""
+        if self._agent_is_awake():
+            return
         self._context.tell(
             "waiting",
             f"no agent of {self._device} is at work: start `heatnas-agent --device {self._device}` on it; "

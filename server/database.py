@@ -15,6 +15,7 @@ __all__ = [
     "Agent",
     "Artifact",
     "Base",
+    "BusyMachine",
     "Device",
     "Graph",
     "Job",
@@ -72,6 +73,15 @@ class Agent(Base):
     seen_at: Mapped[datetime]
 
 
+class BusyMachine(Base):
+    """A machine whose worker does heavy work: agents on it get no leases, since they would measure that work too."""
+
+    __tablename__ = "busy_machines"
+
+    machine_hash: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[datetime]
+
+
 class Lease(Base):
     """An agent's claim on some tasks, until `expires_at` on the server's clock."""
 
@@ -103,7 +113,7 @@ class Graph(Base):
 
 
 class Task(Base):
-    """One graph to time on one device. `attempt` counts leases: only the result of the newest completes the task."""
+    """One graph to time on one device. `attempt` rises with each lease: only the newest one's result completes it."""
 
     __tablename__ = "tasks"
     __table_args__ = (

@@ -70,6 +70,9 @@ class JobEngine(Protocol):
     def unfinished(self) -> tuple[str, ...]:
         """List the jobs that are queued or running, oldest first."""
 
+    def resume(self, job: str) -> None:
+        """Take up again, after its last finished step, a job whose workflow was left unfinished; never one at work."""
+
     def stop(self) -> None:
         """Stop working; unfinished jobs stay where they are."""
 
@@ -129,6 +132,10 @@ class DbosEngine:
         """List the jobs that are queued or running, oldest first."""
         found = DBOS.list_workflows(status=list(_UNFINISHED), load_input=False, load_output=False)
         return tuple(workflow.workflow_id for workflow in found)
+
+    def resume(self, job: str) -> None:
+        """Take up again, after its last finished step, a job whose workflow was left unfinished; never one at work."""
+        DBOS.resume_workflow(job, queue_name=QUEUE)
 
     def stop(self) -> None:
         """Stop working; unfinished jobs stay where they are."""

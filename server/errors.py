@@ -19,6 +19,8 @@ ServerError
 ├── IdempotencyConflict  the key was used for another request: choose a new one
 ├── JobCancelled       the job was cancelled while it worked
 ├── ChildFailed        heavy work failed in its child process
+├── StepFailed         a step of a job failed, now or before its worker died
+├── WrongGraph         a file is of another config than the answer it was made for: submit the job again
 ├── TasksFailed        the device could not measure some graphs: see why, mend, submit again
 ├── WorkerRunning      another worker works on the data folder: one is enough
 ├── PortTaken          the server's address is in use: choose another
@@ -117,6 +119,22 @@ class ChildFailed(ServerError):
     def __init__(self, message: str, *, kind: str) -> None:
         self.kind = kind
         super().__init__(message)
+
+
+class StepFailed(ServerError):
+    """A step of a job failed: the same error whether it has just happened or was kept from an earlier run of the job.
+
+    Attributes:
+        kind: class name of the error in it.
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+class WrongGraph(ServerError):
+    """A deployed file is not of the config that it is to be."""
 
 
 class TasksFailed(ServerError):

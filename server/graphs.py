@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from sqlalchemy import select
@@ -11,8 +11,9 @@ from nas.blocks import Block
 from nas.config import Config
 from nas.space import SearchSpace
 from profiler.wire import Execution, Policy
-from server.context import Context
+from server.context import Context, Futile
 from server.database import Graph, reading, writing
+from server.errors import UnknownBlob
 from server.tasks import Item, network_key
 
 Json = dict[str, Any]
@@ -24,6 +25,22 @@ def find_graphs(context: Context, keys: Iterable[str]) -> dict[str, Graph]:
     with reading(context.database) as session:
         found = session.scalars(select(Graph).where(Graph.key.in_(wanted))).all()
     return {graph.key: graph for graph in found if context.blobs.has(graph.sha256)}
+
+
+def graphs_of(context: Context, keys: Sequence[str]) -> dict[str, Graph]:
+    """Return the exported graph of each key.
+
+    Raises:
+        UnknownBlob: the file of one is gone since it was exported.
+    """
+    found = find_graphs(context, keys)
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise UnknownBlob(
+            f"{len(missing)} of {len(keys)} exported graphs are gone from {context.settings.blobs}, such as "
+            f"{missing[0]}: submit the job again, it exports them anew"
+        )
+    return found
 
 
 def export_blocks(context: Context, blocks: Sequence[Block], *, tell: Callable[[int, int], None]) -> None:
@@ -74,9 +91,21 @@ def _export(
 
     blobs = {"blobs": str(context.settings.blobs)}
     work = [{**order, **blobs} for order in orders if order.get("blocks") or order.get("configs")]
+    failed = Event()
+
+    def run(order: Mapping[str, Any]) -> None:
+        try:
+            context.child(task, order, keep, is_futile=failed.is_set)
+        except BaseException:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(len(work)) as pool:
-        for finished in [pool.submit(context.child, task, order, keep) for order in work]:
-            finished.result()
+        running = [pool.submit(run, order) for order in work]
+    errors = [error for error in (finished.exception() for finished in running) if error is not None]
+    if errors:
+        # Whoever was stopped for another's failure has nothing to say about it.
+        raise next((error for error in errors if not isinstance(error, Futile)), errors[0])
 
 
 def _store(context: Context, item: Json) -> None:

@@ -6,10 +6,10 @@
        |                 '--failure, final; the last of several silences--> failed
                                                        pending, leased --cancel--> cancelled
 
-`Task.attempt` counts the leases of a task and is the fencing token: a result completes the task, and a failure counts,
-only if its attempt is the newest one handed out, whatever happened to the lease meanwhile. Every other result is kept
-as a late replicate. `Task.silences` counts the leases that ended without a word: a graph that takes its agent or the
-whole machine down leaves nothing else behind.
+`Task.attempt` rises with each lease of a task and is the fencing token: a result completes the task, and a failure
+counts, only if its attempt is the newest one, whatever happened to the lease meanwhile. Every other result is kept as a
+late replicate. `Task.silences` counts the leases that ended without a word: a graph that takes its agent or the whole
+machine down leaves nothing else behind.
 All functions run inside the caller's writing session and are told the time: the server's clock alone decides expiry.
 Rows are locked in one order, agent before lease before task, so that no two transactions wait for each other.
 """
@@ -53,6 +53,7 @@ from server.errors import (
     UnknownTask,
     UpgradeRequired,
 )
+from server.gate import is_closed
 from server.tasks import count_changed, digest
 
 OPEN_STATES = frozenset({TaskState.PENDING, TaskState.LEASED})
@@ -121,6 +122,8 @@ def enrol(session: Session, enrolment: Enrolment, terms: LeaseTerms, *, now: dat
 def lease(session: Session, agent_id: str, max_tasks: int, terms: LeaseTerms, *, now: datetime) -> LeaseReply:
     """Claim up to `max_tasks` pending tasks of the agent's device, oldest job first; none is an empty lease.
 
+    While heavy work is under way on the agent's machine there is none.
+
     Raises:
         UnknownAgent: there is no such agent.
         DuplicateIdentity: the agent is at work on another lease.
@@ -128,7 +131,7 @@ def lease(session: Session, agent_id: str, max_tasks: int, terms: LeaseTerms, *,
     agent = _seen(session, agent_id, now)
     expire(session, now=now)
     _check_idle(session, agent_id)
-    tasks = _pending(session, agent.device_id, max_tasks)
+    tasks = () if is_closed(session, agent) else _pending(session, agent.device_id, max_tasks)
     if not tasks:
         return LeaseReply(lease_id=None, lease_seconds=terms.lease_seconds, tasks=())
     # A task is leased once per attempt, so that its id and attempt name the lease.
@@ -143,7 +146,7 @@ def lease(session: Session, agent_id: str, max_tasks: int, terms: LeaseTerms, *,
 def may_lease(session: Session, agent_id: str, *, now: datetime) -> bool:
     """Tell whether asking for a lease could give one; only reads, so that many agents can wait without a writer."""
     agent = session.get(Agent, agent_id)
-    if agent is None:
+    if agent is None or is_closed(session, agent):
         return False
     pending = select(Task.id).where(Task.device_id == agent.device_id, Task.state == TaskState.PENDING)
     over = select(Lease.id).where(Lease.ended_at.is_(None), Lease.expires_at <= now)

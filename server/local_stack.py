@@ -6,13 +6,15 @@ LocalStackError
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +23,11 @@ from server.client import Client, ServerUnreachable
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
 LOG_LINES = 25
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks to stop: Ctrl-C, the system, a terminal that is gone."""
+
+_PR_SET_PDEATHSIG = 1
 
 
 class LocalStackError(Exception):
@@ -36,12 +43,16 @@ class ChildDied(LocalStackError):
 
 
 class Child:
-    """A command that runs in the background, in a process group of its own, with a log file."""
+    """A command that runs in the background, in a process group of its own, with a log file.
+
+    It is asked to end when its parent has died without doing so, where the system can (Linux).
+    """
 
     def __init__(self, name: str, command: Sequence[str | Path], log: Path, *, environment: Mapping[str, str]) -> None:
         """Start the command; its log is appended to."""
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
+        self._begin = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 command,
@@ -50,6 +61,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which stops its children in order
+                preexec_fn=_end_with_parent(),  # noqa: PLW1509 - it does nothing but call the system
             )
 
     def check(self) -> None:
@@ -61,6 +73,12 @@ class Child:
         code = self.process.poll()
         if code is not None:
             raise ChildDied(f"{self.name} ended with exit code {code}. The end of {self.log}:\n{self.last_lines()}")
+
+    def has_said(self, text: str) -> bool:
+        """Tell whether a text stands in the log since the process was started."""
+        with self.log.open("rb") as log:
+            log.seek(self._begin)
+            return text.encode() in log.read()
 
     def last_lines(self) -> str:
         """Return the end of the log."""
@@ -159,7 +177,7 @@ class LocalStack:
         agent = self._start(
             f"agent-{device}", command, {"HEATNAS_SERVER": through or self.url, "HEATNAS_TOKEN": self.token}
         )
-        self._wait(agent, lambda: self._knows(device))
+        self._wait(agent, lambda: agent.has_said("enrolled as"))  # the device may be known from an earlier run
 
     def child(self, name: str) -> Child:
         """Return a started process: `server` or `agent-<device>`."""
@@ -171,10 +189,11 @@ class LocalStack:
             child.check()
 
     def stop(self) -> None:
-        """Stop everything, agents first."""
-        for child in reversed(self._children.values()):
-            child.stop()
-        self._children.clear()
+        """Stop everything, agents first; a second Ctrl-C does not keep it from stopping the rest."""
+        with _undisturbed():
+            for child in reversed(self._children.values()):
+                child.stop()
+            self._children.clear()
 
     def _start(self, name: str, command: Sequence[str | Path], environment: Mapping[str, str]) -> Child:
         child = Child(name, command, self.logs / f"{name}.log", environment=environment)
@@ -201,9 +220,33 @@ class LocalStack:
             return False
         return True
 
-    def _knows(self, device: str) -> bool:
-        with self.client() as client:
-            return any(known["name"] == device for known in client.devices())
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore the signals that ask to stop, in the main thread, which alone gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """Return what a child does before its command starts: ask for SIGTERM at our end. None where it cannot."""
+    if sys.platform != "linux":
+        return None
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl  # looked up here: a forked child should do no more than call
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask
 
 
 def _command(name: str) -> Path:

@@ -1,9 +1,12 @@
 """From nothing to three detectors measured at their target FPS on this machine, in one command.
 
 Everything goes through the REST interface, as a user's own scripts would. All work is kept in one folder and every job
-has an idempotency key: started again on the same folder (`--data`), the quickstart takes up where it was.
+has an idempotency key of what it is asked to do: started again on the same folder (`--data`), the quickstart takes up
+where it was. A job that has failed or was cancelled is tried anew.
 """
 
+import hashlib
+import itertools
 import json
 import signal
 import sys
@@ -19,7 +22,7 @@ from nas.importance import Importance
 from nas.space import named_space
 from server.client import Client, ClientError, Job, JobKind, JobNotSucceeded, RequestRefused
 from server.console import JobTeller, duration, table
-from server.local_stack import LocalStack, LocalStackError
+from server.local_stack import STOP_SIGNALS, LocalStack, LocalStackError
 from server.report import HEADER, cells
 from server.run_report import Reach, answer_of, feasible_range, latency_model, write_report
 
@@ -52,7 +55,9 @@ def quickstart(
     ] = False,
 ) -> None:
     """Train the nano supernet, measure this machine, and thin three detectors to three target FPS, each measured."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, or in the background of a script
+            signal.signal(number, _interrupt)
     folder = data or new_folder(Path.cwd())
     try:
         with LocalStack(folder) as stack:
@@ -84,9 +89,9 @@ class Quickstart:
         self.stack.run_agent(DEVICE)
         with self.stack.client() as client:
             training: Json = {"space": SPACE, "seed": self.seed} | ({"steps": steps} if steps else {})
-            supernet = self.do(client, "train", training, key="train", title="training the supernet")["supernet"]
+            supernet = self.do(client, "train", training, title="training the supernet")["supernet"]
             order: Json = {"device": DEVICE, "space": SPACE, "classes": CLASSES, "seed": self.seed}
-            edition = self.do(client, "profile", order, key="profile", title="measuring this machine")["edition"]
+            edition = self.do(client, "profile", order, title="measuring this machine")["edition"]
             return self.thin_thrice(client, supernet, edition)
 
     def thin_thrice(self, client: Client, supernet: str, edition: str) -> int:
@@ -98,7 +103,7 @@ class Quickstart:
         importance = Importance.model_validate(client.importance(supernet))
         reach = feasible_range(named_space(SPACE, classes=CLASSES), importance, latency_model(rows, described))
         self.say(f"this machine reaches {reach.slowest_fps:.1f} to {reach.fastest_fps:.1f} FPS with this supernet")
-        results, failures = self.thin_all(client, supernet, edition, self.targets(reach))
+        results, failures = self.thin_all(client, supernet, edition, self.targets(supernet, reach))
         self.out.write(f"\n{table(HEADER, [cells(answer_of(result)) for result in results])}\n\n")
         (self.stack.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         facts = _facts(client, described) | {"seed": str(self.seed)}
@@ -112,7 +117,7 @@ class Quickstart:
         for target in targets:
             order = {"device": DEVICE, "supernet": supernet, "edition": edition, "target_fps": target, "verify": True}
             try:
-                results.append(self.do(client, "thin", order, key=f"thin-{target}", title=f"thinning to {target} FPS"))
+                results.append(self.do(client, "thin", order, title=f"thinning to {target} FPS"))
             except JobNotSucceeded as error:
                 failures += 1
                 self.say(str(error))
@@ -124,9 +129,9 @@ class Quickstart:
                 self.say(str(error))
         return results, failures
 
-    def targets(self, reach: Reach) -> list[float]:
-        """Return the target FPS of this folder: chosen once, since corrections of the table move what is in reach."""
-        kept = self.stack.folder / "targets.json"
+    def targets(self, supernet: str, reach: Reach) -> list[float]:
+        """Return the target FPS of a supernet: chosen once, since corrections of the table move what is in reach."""
+        kept = self.stack.folder / f"targets-{supernet}.json"
         if not kept.exists():
             partial = kept.with_suffix(".partial")
             partial.write_text(json.dumps([round(reach.at(share), 2) for share in SHARES]))
@@ -134,8 +139,8 @@ class Quickstart:
         targets: list[float] = json.loads(kept.read_text())
         return targets
 
-    def do(self, client: Client, kind: JobKind, parameters: Json, *, key: str, title: str) -> Json:
-        """Submit a job, or find the one that this folder's quickstart submitted before; return its result.
+    def do(self, client: Client, kind: JobKind, parameters: Json, *, title: str) -> Json:
+        """Submit a job, or find the one that a quickstart on this folder submitted before; return its result.
 
         Raises:
             JobNotSucceeded: it failed.
@@ -149,7 +154,7 @@ class Quickstart:
             teller.progress(seen)
 
         try:
-            job = client.submit(kind, parameters, idempotency_key=f"quickstart-{self.seed}-{key}")
+            job = submit(client, kind, parameters)
             return client.outcome(client.follow(job.id, on_event=teller.event, on_progress=on_progress))
         except ClientError:
             self.stack.check()  # a process that died explains more than a server that does not answer
@@ -161,6 +166,21 @@ class Quickstart:
         """Say what comes next, with the time since the start."""
         self.out.write(f"== {text} ({duration(time.monotonic() - self.started)})\n")
         self.out.flush()
+
+
+def submit(client: Client, kind: JobKind, parameters: Json) -> Job:
+    """Submit a job, or find the one that was submitted with these parameters before, unless it came to nothing."""
+    content = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:12]
+    for attempt in itertools.count(1):
+        try:
+            job = client.submit(kind, parameters, idempotency_key=f"quickstart-{kind}-{content}-{attempt}")
+        except RequestRefused as error:
+            if error.error != "IdempotencyConflict":  # as after an upgrade that changed a default
+                raise
+        else:
+            if job.state not in {"failed", "cancelled"}:
+                return job
+    raise AssertionError("there is always a next attempt")
 
 
 def new_folder(parent: Path) -> Path:

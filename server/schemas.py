@@ -119,6 +119,7 @@ class CalibrationAnswer(Answer):
     confidence: float
     error_percent: float = Field(description="Mean absolute error over the points it was fitted to.")
     points: list[Json] = Field(description="Whole networks it was fitted to, measured in ms and FPS.")
+    measurement: str | None = Field(None, description="What a correction learned from; null for revision 1.")
 
     @classmethod
     def of(cls, calibration: Calibration) -> "CalibrationAnswer":

@@ -11,6 +11,7 @@ from profiler.wire import Policy
 from server.answering import Problem, Solution
 from server.campaign import measure
 from server.context import Context
+from server.errors import WrongGraph
 from server.graphs import find_graphs, network_item
 from server.tasks import Item, network_key
 
@@ -44,9 +45,17 @@ def verify(
         calibration: what it was predicted with.
         number: of the round, from 1.
         share: progress of the job before and after.
+
+    Raises:
+        WrongGraph: the file that an earlier run of the round exported is of another config.
     """
     first, last = share
     deployed = context.step(f"deploy {number}", partial(_deploy, context, problem, solution.config))
+    if deployed["key"] != network_key(solution.config):
+        raise WrongGraph(
+            f"round {number} exported {deployed['key']}, its answer is {network_key(solution.config)}: "
+            "submit the job again"
+        )
     middle = (first + last) / 2
     context.progress(middle)
     policy = Policy(min_hot_runs=MIN_RUNS, max_hot_runs=MAX_RUNS, min_seconds=problem.parameters.measure_seconds)
@@ -56,25 +65,25 @@ def verify(
     ]
     timed = partial(measure, context, problem.parameters.device, items, share=(middle, last), round_=number)
     measured = context.step(f"measure {number}", timed)
-    found = _compared(context, problem, solution, deployed, measured)
-    found |= _drift(context, calibration, measured, found["error_percent"])
-    context.tell("verified", _sentence(problem, found, number), found)
-    return found
+    compare = partial(_compare, context, problem, solution, calibration, deployed, measured, number)
+    return context.step(f"compare {number}", compare)
 
 
-def learn(context: Context, problem: Problem, solution: Solution, calibration: Calibration, verified: Json) -> int:
+def learn(context: Context, problem: Problem, solution: Solution, verified: Json) -> int:
     """Bring the table's newest calibration up to what a verification has shown; return its revision.
 
     A missed answer becomes one more point, and all the drift that its references showed goes into the slope; of an
-    answer that met its target a part of the drift does. Jobs that learn about the same table at the same time build on
-    each other. Asked again, it finds what it did.
+    answer that met its target a part of the drift does; older drift than the table knows already is left out. Jobs that
+    learn about the same table at the same time build on each other. Asked again, it finds what it did.
     """
     edition = problem.table.edition
     for attempt in range(ATTEMPTS):
-        newest = context.tables.calibration(edition)
-        if any(point.measurement == verified["measurement"] for point in newest.points):
-            return newest.revision
-        corrected = _corrected(problem, solution, calibration, verified, newest)
+        known = context.tables.calibrations(edition)
+        for done in known:
+            if done.measurement == verified["measurement"]:
+                return done.revision
+        newest = known[-1]
+        corrected = _corrected(problem, solution, verified, newest, drift=_newer_drift(context, verified, newest))
         if corrected is newest:
             return newest.revision
         try:
@@ -91,24 +100,34 @@ def learn(context: Context, problem: Problem, solution: Solution, calibration: C
     return corrected.revision
 
 
+def _newer_drift(context: Context, verified: Json, newest: Calibration) -> float | None:
+    """Return the drift that a verification has seen; None for none, or when the table has learned from a later one."""
+    if newest.measurement is not None and context.is_older(verified["measurement"], newest.measurement):
+        return None
+    return _seen_drift(verified)
+
+
+def _seen_drift(verified: Json) -> float | None:
+    return None if verified["drift_percent"] is None else float(1 + verified["drift_percent"] / 100)
+
+
 def _corrected(
-    problem: Problem, solution: Solution, calibration: Calibration, verified: Json, newest: Calibration
+    problem: Problem, solution: Solution, verified: Json, newest: Calibration, *, drift: float | None
 ) -> Calibration:
-    drift = None if verified["drift_percent"] is None else 1 + verified["drift_percent"] / 100
+    measurement = verified["measurement"]
     if verified["met"]:
-        # From the drift it was predicted with, not from the newest: asked again, the next drift is the same.
-        settled = calibration.drift if drift is None else calibration.settled_drift(drift)
-        return newest if settled in {calibration.drift, newest.drift} else newest.corrected(drift=settled)
+        settled = newest.drift if drift is None else newest.settled_drift(drift)
+        return newest if settled == newest.drift else newest.corrected(drift=settled, measurement=measurement)
     missed = Point.of(
         solution.config.id,
         problem.space.blocks(solution.config),
         problem.table,
         verified["measured_ms"],
         source=Source.VERIFICATION,
-        drift=drift or newest.drift,
-        measurement=verified["measurement"],
+        drift=_seen_drift(verified) or newest.drift,
+        measurement=measurement,
     )
-    return newest.corrected(missed, drift=drift)
+    return newest.corrected(missed, drift=drift, measurement=measurement)
 
 
 def _deploy(context: Context, problem: Problem, config: Config) -> Json:
@@ -139,6 +158,24 @@ def _reference_items(
     ][:REFERENCES]
 
 
+def _compare(
+    context: Context,
+    problem: Problem,
+    solution: Solution,
+    calibration: Calibration,
+    deployed: Json,
+    measured: dict[str, str],
+    number: int,
+) -> Json:
+    """Set the measurement against what was predicted, and tell: once, however often the job is taken up."""
+    found = _compared(context, problem, solution, deployed, measured)
+    answer = network_key(solution.config)  # never a reference: its error would be booked as drift
+    references = {key: one for key, one in measured.items() if key != answer}
+    found |= _drift(context, calibration, references, found["error_percent"])
+    context.tell("verified", _sentence(problem, found, number), found)
+    return found
+
+
 def _compared(context: Context, problem: Problem, solution: Solution, deployed: Json, measured: dict[str, str]) -> Json:
     """Write prediction and measurement side by side."""
     measurement = measured[network_key(solution.config)]
@@ -159,13 +196,13 @@ def _compared(context: Context, problem: Problem, solution: Solution, deployed: 
     }
 
 
-def _drift(context: Context, calibration: Calibration, measured: dict[str, str], error_percent: float) -> Json:
+def _drift(context: Context, calibration: Calibration, references: dict[str, str], error_percent: float) -> Json:
     """Compare the references with what they took when they were first measured; None without any.
 
     `steady_error_percent` is the error of the prediction with the drift taken out that came after it: what the table
     got wrong, where `error_percent` has also what the device did meanwhile.
     """
-    now_ms = {key.removeprefix("network:"): context.measured_ms(one) for key, one in sorted(measured.items())}
+    now_ms = {key.removeprefix("network:"): context.measured_ms(one) for key, one in sorted(references.items())}
     drift = calibration.drift_of(now_ms)
     return {
         "references": [

@@ -1,14 +1,18 @@
 """The worker process: takes jobs from our tables, runs them durably, and gives expired leases back."""
 
+import contextlib
 import fcntl
+import itertools
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,10 +20,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from profiler.device import machine_hash
-from server.context import Context
+from server.context import Context, DatabaseAway
 from server.database import JobState, make_engine, writing
 from server.engine import DbosEngine, EngineState, JobEngine, Steps
-from server.errors import ChildFailed, JobCancelled, WorkerRunning
+from server.errors import ChildFailed, JobCancelled, NewerDatabase, StepFailed, UnknownJob, WorkerRunning
+from server.gate import Gate
 from server.handlers.profile import profile
 from server.handlers.thin import thin
 from server.handlers.train import train
@@ -42,7 +47,38 @@ TURN_SECONDS = 0.5
 STOP_SECONDS = 5.0
 """How long jobs may take to notice that the worker stops."""
 
+TURNS_PER_RECONCILIATION = 60
+"""Between two comparisons of the engine's jobs with ours."""
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 60.0
+"""Before a job is taken up again that the database failed; doubled each time."""
+
+MAX_TIMES_LEFT = 20
+"""Times that a job is taken up again (for a quarter of an hour) before the database's failure is the job's."""
+
+GIVEN_UP = (
+    "the job engine does not run the job any more: it was cancelled or failed there, or its worker died too often, "
+    "see the worker's log; submit it again"
+)
+FINISHED = (
+    "the job engine has finished the job, but its outcome is not in the database, which may be an older copy: "
+    "submit it again"
+)
+
 LOCK_FILE = "worker.lock"
+
+
+@dataclass
+class _Left:
+    """A job that the database failed.
+
+    Attributes:
+        times: how often.
+        until: when it is taken up again, by the monotonic clock; None once it was.
+    """
+
+    times: int = 0
+    until: float | None = None
 
 
 class Worker:
@@ -57,41 +93,67 @@ class Worker:
 
     def __init__(self, settings: Settings, handlers: Mapping[str, Handler] = HANDLERS) -> None:
         self._settings, self._handlers = settings, handlers
-        self._machine, self._stopping = Machine(machine_hash()), threading.Event()
+        self._stopping = threading.Event()
         self._at_work: set[str] = set()
+        self._left: dict[str, _Left] = {}
         self.database: Engine = make_engine(settings.database_url)
+        here = machine_hash()
+        self._machine = Machine(here, Gate(self.database, here, clock=_now))
         self.jobs = Jobs(self.database)
         self.is_up = threading.Event()
         self.engine: JobEngine = DbosEngine(settings.engine_url, self.work)
 
     def work(self, job: str, steps: Steps) -> None:
-        """Run one job to its end and store how it ended; a job that is final already is left alone."""
+        """Run one job to its end and store how it ended; a job that is final already is left alone.
+
+        Raises:
+            DatabaseAway: the database did not answer; the job is unfinished, and taken up again by a later turn.
+            WorkerStopping: the worker stops; the job is unfinished, and taken up again by the next worker.
+        """
         self._at_work.add(job)
         try:
             self._work(job, steps)
+        except (OperationalError, DatabaseAway) as error:
+            self._leave(job, error)
+        except UnknownJob:
+            log.warning("job %s is not in our tables: it is left alone", job)
+        else:
+            self._left.pop(job, None)
         finally:
             self._at_work.discard(job)
 
     def turn(self) -> None:
-        """Hand submitted jobs to the engine, take cancelled ones from it, and give expired leases back."""
+        """Hand submitted and left jobs to the engine, take unwanted ones from it, and give expired leases back."""
         for job in self.jobs.submitted():
             self.engine.submit(job)
             self.jobs.mark(job, JobState.QUEUED, now=_now())
         for job in self.engine.unfinished():
-            if self.jobs.is_cancelled(job):
+            if self._is_unwanted(job):
                 self.engine.cancel(job)
+        for job, left in list(self._left.items()):
+            if left.until is not None and time.monotonic() >= left.until and job not in self._at_work:
+                self.engine.resume(job)
+                left.until = None
         with writing(self.database) as session:
             expire(session, now=_now())
+        self._machine.settle()
 
     def reconcile(self) -> None:
-        """Settle what the engine and our tables disagree about: one of their files may have been lost or restored."""
+        """Settle what the engine and our tables disagree about: one of their files may have been lost or restored.
+
+        What jobs that ended kept for being taken up again is removed.
+        """
+        self._sweep()
         for job in self.jobs.under_way():
+            if job in self._at_work:
+                continue
             match self.engine.state(job):
                 case None:
                     self.engine.submit(job)
-                case EngineState.GIVEN_UP | EngineState.FINISHED:
-                    text = "the job engine has given the job up, its worker died too often: submit it again"
-                    self.jobs.fail(job, kind="JobLost", message=text, now=_now())
+                case EngineState.GIVEN_UP:
+                    self.jobs.fail(job, kind="JobLost", message=GIVEN_UP, now=_now())
+                case EngineState.FINISHED:
+                    self.jobs.fail(job, kind="JobLost", message=FINISHED, now=_now())
                 case EngineState.UNFINISHED:
                     pass
 
@@ -105,16 +167,69 @@ class Worker:
         self._settings.data.mkdir(parents=True, exist_ok=True)
         with _only_worker(self._settings):
             upgrade(self.database)
-            self.engine.start()
-            self.reconcile()
+            self._machine.settle()
+            try:
+                self.engine.start()
+                self._take_turns(stop)
+            finally:
+                # While the lock is held: of a worker that goes on without it, the next one would know nothing.
+                self._stop()
+
+    def _take_turns(self, stop: threading.Event) -> None:
+        for number in itertools.count():
+            try:
+                if number % TURNS_PER_RECONCILIATION == 0:
+                    self.reconcile()
+                self.turn()
+            except OperationalError as error:
+                # A full disk or a long writer: nothing is lost, the next turn does it.
+                log.warning("the database does not answer (%s); trying again", error.orig)
             self.is_up.set()
-            while not stop.wait(TURN_SECONDS):
-                try:
-                    self.turn()
-                except OperationalError as error:
-                    # A full disk or a long writer: nothing is lost, the next turn does it.
-                    log.warning("the database does not answer (%s); trying again", error.orig)
-            self._stop()
+            if stop.wait(TURN_SECONDS):
+                return
+
+    def _sweep(self) -> None:
+        """Remove the scratch of jobs that will never go on: weights and optimisers of a training fill a disk."""
+        folder = self._settings.scratch("")
+        for scratch in folder.iterdir() if folder.is_dir() else ():
+            job = scratch.name
+            if job not in self._at_work and self._is_over(job):
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _is_over(self, job: str) -> bool:
+        try:
+            return is_final(self.jobs.get(job))
+        except UnknownJob:
+            return False  # not ours to remove: a restored database may know it again
+
+    def _is_unwanted(self, job: str) -> bool:
+        """Tell whether a job that the engine has was cancelled, or is not in our tables (any more)."""
+        try:
+            return self.jobs.is_cancelled(job)
+        except UnknownJob:
+            return True
+
+    def _leave(self, job: str, error: BaseException) -> None:
+        """Leave a job unfinished, to be taken up again after a pause that grows; fail it when that never helps.
+
+        Raises:
+            DatabaseAway: it is left.
+        """
+        left = self._left.setdefault(job, _Left())
+        left.times += 1
+        if left.times > MAX_TIMES_LEFT:
+            text = (
+                f"the database has failed the job {left.times} times, at last with: {error}. "
+                "Mend the cause and submit the job again"
+            )
+            with contextlib.suppress(OperationalError):
+                self.jobs.fail(job, kind="DatabaseAway", message=text, now=_now())
+                del self._left[job]
+                return
+        pause = min(FIRST_PAUSE_SECONDS * 2 ** (left.times - 1), LONGEST_PAUSE_SECONDS)
+        log.warning("the database does not answer (%s); job %s goes on in %.1f s", error, job, pause)
+        left.until = time.monotonic() + pause
+        raise DatabaseAway(str(error)) from error
 
     def _work(self, job: str, steps: Steps) -> None:
         found = self.jobs.get(job)
@@ -126,7 +241,9 @@ class Worker:
             result = self._handlers[found.kind](context, self.jobs.parameters(job))
         except JobCancelled:
             log.info("job %s was cancelled", job)
-        except ChildFailed as error:
+        except OperationalError:
+            raise
+        except (ChildFailed, StepFailed) as error:
             self.jobs.fail(job, kind=error.kind, message=str(error), now=_now())
         except Exception as error:
             # Whatever it was, it belongs to this job alone and its owner has to see it.
@@ -164,11 +281,18 @@ def run_worker(settings: Settings, *, handlers: Mapping[str, Handler] = HANDLERS
         signal.signal(number, lambda *_: stop.set())
     if with_parent:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-    Worker(settings, handlers).run(stop)
-    log.info("worker stopped; unfinished jobs go on at the next start")
+    code = 0
+    try:
+        Worker(settings, handlers).run(stop)
+        log.info("worker stopped; unfinished jobs go on at the next start")
+    except (NewerDatabase, WorkerRunning):
+        raise
+    except BaseException:
+        log.exception("worker failed; unfinished jobs go on at the next start")
+        code = 1
     sys.stderr.flush()
     # A thread that is still inside a step would hold the process; the step is repeated after the next start.
-    os._exit(0)
+    os._exit(code)
 
 
 def _stop_with_parent(stop: threading.Event) -> None:

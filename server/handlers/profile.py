@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lookup_tables.calibration import Calibration, Point, fit
+from lookup_tables.calibration import Calibration, Point, Source, fit
 from lookup_tables.errors import CalibrationConflict
 from nas.config import Config
 from nas.macs import gmacs, weights_mib
@@ -14,7 +14,7 @@ from nas.space import SearchSpace, named_space
 from profiler.wire import Policy
 from server.campaign import measure
 from server.context import Context
-from server.graphs import block_item, export_blocks, export_references, find_graphs, network_item
+from server.graphs import block_item, export_blocks, export_references, graphs_of, network_item
 from server.parameters import ProfileParameters
 from server.tasks import network_key
 
@@ -111,7 +111,7 @@ def _measure(
     policy = Policy(max_hot_runs=MAX_RUNS, min_seconds=parameters.measure_seconds)
     execution, wanted = parameters.execution, set(plan)
     blocks = [block for block in space.all_blocks() if block.key in wanted]
-    graphs = find_graphs(context, [*wanted, *map(network_key, references)])
+    graphs = graphs_of(context, [*wanted, *map(network_key, references)])
     networks = [(config, graphs[network_key(config)]) for config in references]
     items = spread(
         [block_item(block, graphs[block.key], execution, policy) for block in blocks],
@@ -137,15 +137,14 @@ def _publish(context: Context, parameters: ProfileParameters, space: SearchSpace
 def _calibrate(
     context: Context, space: SearchSpace, references: tuple[Config, ...], edition: str, measured: dict[str, str]
 ) -> Json:
-    """Fit revision 1 on the references; a calibrated edition keeps its corrections and learns of drift."""
-    for attempt in range(ATTEMPTS):
-        calibration = _next_calibration(context, space, references, edition, measured)
-        try:
-            context.tables.add_calibration(edition, calibration, now=context.now())
-            break
-        except CalibrationConflict:
-            if attempt == ATTEMPTS - 1:
-                raise
+    """Fit revision 1 on the references; a calibrated edition keeps its corrections, learns of drift and of new ones."""
+    table = context.tables.load(edition)
+    points = []
+    for config in references:
+        measurement = measured[network_key(config)]
+        measured_ms = context.measured_ms(measurement)
+        points.append(Point.of(config.id, space.blocks(config), table, measured_ms, measurement=measurement))
+    calibration = _add_calibration(context, edition, points)
     context.tell(
         "calibrated",
         f"calibration revision {calibration.revision}: {calibration.sentence}",
@@ -155,28 +154,31 @@ def _calibrate(
         "slope": calibration.slope,
         "fetch_ms_per_mib": calibration.fetch_ms_per_mib,
         "margin": calibration.margin,
-        "reference_error_percent": calibration.mape_percent,
+        "reference_error_percent": calibration.reference_error_percent,
     }
 
 
-def _next_calibration(
-    context: Context, space: SearchSpace, references: tuple[Config, ...], edition: str, measured: dict[str, str]
-) -> Calibration:
-    """Return the newest calibration, corrected where the references show drift; the first one where there is none."""
-    now_ms = {config.id: context.measured_ms(measured[network_key(config)]) for config in references}
-    known = context.tables.calibrations(edition)
-    if known:
-        drift = known[-1].drift_of(now_ms)
-        settled = known[-1].drift if drift is None else known[-1].settled_drift(drift, share=1)
-        return known[-1] if settled == known[-1].drift else known[-1].corrected(drift=settled)
-    table = context.tables.load(edition)
-    return fit(
-        Point.of(
-            config.id,
-            space.blocks(config),
-            table,
-            now_ms[config.id],
-            measurement=measured[network_key(config)],
-        )
-        for config in references
-    )
+def _add_calibration(context: Context, edition: str, points: Sequence[Point]) -> Calibration:
+    """Add the revision that the points lead to, also where another job adds one at the same time."""
+    for attempt in range(ATTEMPTS):
+        known = context.tables.calibrations(edition)
+        calibration = _recalibrated(known[-1], points) if known else fit(points)
+        try:
+            context.tables.add_calibration(edition, calibration, now=context.now())
+        except CalibrationConflict:
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            break
+    return calibration
+
+
+def _recalibrated(newest: Calibration, points: Sequence[Point]) -> Calibration:
+    """Return the next revision: with all the drift that known references show, and the new ones with it taken out."""
+    seen = newest.drift_of({point.label: point.measured_ms for point in points})
+    drift = newest.drift if seen is None else newest.settled_drift(seen, share=1)
+    known = {point.label for point in newest.points if point.source is Source.REFERENCE}
+    new = [point.model_copy(update={"drift": seen or drift}) for point in points if point.label not in known]
+    if not new and drift == newest.drift:
+        return newest
+    return newest.corrected(*new, drift=drift, measurement=points[-1].measurement)

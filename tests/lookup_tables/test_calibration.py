@@ -49,6 +49,20 @@ def test_an_exact_ratio_is_found_exactly() -> None:
     assert calibration.mape_percent == pytest.approx(0)
 
 
+def test_the_error_of_the_references_leaves_answers_out() -> None:
+    references = [reference(sum_ms, 1.25 * sum_ms) for sum_ms in (3.0, 10.0, 44.0)]
+    corrected = fit(references).corrected(verification(20, 50))
+    assert corrected.reference_error_percent == pytest.approx(100 * (corrected.slope / 1.25 - 1))
+    assert corrected.reference_error_percent != pytest.approx(corrected.mape_percent)
+    assert fit(references).reference_error_percent == pytest.approx(0)
+    assert fit([verification(20, 50)]).reference_error_percent == pytest.approx(0)
+
+
+def test_a_reference_first_measured_on_a_drifted_device_is_compared_with_that_drift() -> None:
+    late = reference(10, 24).model_copy(update={"drift": 1.2})
+    assert fit([late], drift=1.2).drift_of({late.label: 24.0}) == pytest.approx(1.2)
+
+
 def test_the_scale_is_a_geometric_mean() -> None:
     assert fit([reference(10, 20), reference(10, 5)]).slope == pytest.approx(1)
 

@@ -204,13 +204,15 @@ def test_a_table_holds_the_newest_measurement_of_each_block(store: TableStore) -
     assert (table.edition, table.created_at, table.content.runtime_version) == (edition, minutes(2), "1.31.1")
 
 
-def test_a_late_replicate_stands_in_only_where_there_is_no_other(store: TableStore) -> None:
+def test_a_late_replicate_enters_no_table(store: TableStore) -> None:
     record(store, BLOCKS[0], a_result(attempt=2), minute=11)
     record(store, BLOCKS[0], a_result(timing=scaled(3)), minute=30, late=True)
     record(store, BLOCKS[1], a_result(timing=scaled(4), task="older"), minute=30, late=True)
-    record(store, BLOCKS[1], a_result(timing=scaled(5), task="newer"), minute=31, late=True)
-    table = store.load(store.publish("laptop", ONE_THREAD, BLOCKS[:2], now=minutes(32)))
-    assert [table[block] for block in BLOCKS[:2]] == pytest.approx([1, 5])
+    table = store.load(store.publish("laptop", ONE_THREAD, BLOCKS[:1], now=minutes(32)))
+    assert table[BLOCKS[0]] == pytest.approx(1)
+    with pytest.raises(UnmeasuredBlocks) as caught:
+        store.publish("laptop", ONE_THREAD, BLOCKS[:2], now=minutes(32))
+    assert caught.value.blocks == (BLOCKS[1],)
 
 
 def test_a_measurement_counts_for_its_own_device_and_item_only(store: TableStore) -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from nas.blocks import Block
@@ -24,8 +24,9 @@ from profiler.identity import result_id
 from profiler.wire import Failure, FailureClass
 from server import leases
 from server.context import Context
-from server.database import Job, JobState, Supernet, make_engine, reading, writing
+from server.database import Job, JobState, Supernet, TaskState, make_engine, reading, writing
 from server.database import Task as TaskRecord
+from server.gate import Gate
 from server.jobs import Jobs
 from server.machine import Machine
 from server.migrations import upgrade
@@ -92,8 +93,15 @@ class DryContext(Context):
     networks: dict[str, Config] = field(default_factory=dict)
 
     def child(
-        self, task: str, parameters: Mapping[str, Any], on_message: Callable[[Json], None], *, threads: int = 1
+        self,
+        task: str,
+        parameters: Mapping[str, Any],
+        on_message: Callable[[Json], None],
+        *,
+        threads: int = 1,
+        is_futile: Callable[[], bool] = lambda: False,
     ) -> Json:
+        assert not is_futile()
         self.orders.append((task, {**parameters, "threads": threads}))
         match task.rpartition(":")[2]:
             case "export_block_graphs":
@@ -171,7 +179,7 @@ class Bench:
             self.settings,
             self.database,
             steps or DrySteps(),
-            Machine(identity),
+            Machine(identity, Gate(self.database, identity, clock=now)),
             threading.Event(),
             networks=self.networks,
         )
@@ -221,6 +229,13 @@ class Bench:
         finally:
             stop.set()
             thread.join()
+
+    def report(self, agent: str, *tasks: TaskRecord) -> None:
+        """Have the agent hand in the results of these tasks, or of all that are leased."""
+        with writing(self.database) as session:
+            leased = session.scalars(select(TaskRecord).where(TaskRecord.state == TaskState.LEASED)).all()
+            for task in tasks or leased:
+                self._report(session, task, agent)
 
     def _report(self, session: Session, task: TaskRecord, agent: str) -> None:
         if task.item_key in self.refuses:

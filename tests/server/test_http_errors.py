@@ -39,7 +39,8 @@ STATUS = {
         "IdempotencyConflict": 409, "UnknownBlob": 404,
         # No route raises these.
         "ServerError": 500, "NewerDatabase": 500, "DamagedToken": 500, "DamagedBlob": 500, "JobCancelled": 500,
-        "ChildFailed": 500, "TasksFailed": 500, "WorkerRunning": 500, "PortTaken": 500,
+        "ChildFailed": 500, "TasksFailed": 500, "StepFailed": 500, "WrongGraph": 500,
+        "WorkerRunning": 500, "PortTaken": 500,
     },
 }  # fmt: skip
 

@@ -1,4 +1,6 @@
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -69,3 +71,58 @@ def test_two_stacks_do_not_share_a_port(tmp_path: Path) -> None:
     ports = {LocalStack(tmp_path / str(number)).port for number in range(3)}
 
     assert len(ports) == 3
+
+
+def test_a_text_of_an_earlier_run_does_not_count_as_said(tmp_path: Path) -> None:
+    child(tmp_path, "print('enrolled as 1')").process.wait(30)
+    again = child(tmp_path, "print('refused')")
+    again.process.wait(30)
+
+    assert again.has_said("refused")
+    assert not again.has_said("enrolled as")
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from server.local_stack import LocalStack
+stack = LocalStack(Path(sys.argv[1]))
+code = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit())); time.sleep(600)"
+)
+with stack:
+    print(*(stack._start(name, [sys.executable, "-c", code], {}).process.pid for name in "ab"), flush=True)
+    time.sleep(600)
+"""
+
+
+def run_parent(folder: Path) -> tuple["subprocess.Popen[str]", list[psutil.Process]]:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    time.sleep(1)  # until they have set their handlers
+    return parent, children
+
+
+def end(parent: "subprocess.Popen[str]", children: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(children, timeout=20)
+    for process in alive:
+        process.kill()
+    parent.kill()
+    parent.communicate()
+    assert alive == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_children_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    parent, children = run_parent(tmp_path)
+    parent.kill()
+    end(parent, children)
+
+
+def test_a_second_interrupt_leaves_no_child_behind(tmp_path: Path) -> None:
+    parent, children = run_parent(tmp_path)
+    parent.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    parent.send_signal(signal.SIGINT)
+    end(parent, children)

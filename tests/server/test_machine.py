@@ -9,8 +9,26 @@ def nothing() -> None:
     """Let it wait on."""
 
 
+class Gate:
+    """A gate that notes what it is told; `is_measuring` while an agent holds a lease."""
+
+    def __init__(self) -> None:
+        self.told, self.is_measuring, self.is_away = list[str](), False, False
+
+    def close(self) -> bool:
+        if self.is_measuring:
+            return False
+        self.told.append("close")
+        return True
+
+    def open(self) -> bool:
+        if not self.is_away:
+            self.told.append("open")
+        return not self.is_away
+
+
 def test_works_share_the_machine_and_so_do_measurements() -> None:
-    machine = Machine("this")
+    machine = Machine("this", Gate())
     with machine.working(nothing), machine.working(nothing):
         pass
     with machine.measuring(nothing), machine.measuring(nothing):
@@ -19,7 +37,7 @@ def test_works_share_the_machine_and_so_do_measurements() -> None:
 
 @pytest.mark.parametrize(("first", "second"), [("working", "measuring"), ("measuring", "working")])
 def test_neither_begins_before_the_other_ends(first: str, second: str) -> None:
-    machine, begun = Machine("this"), threading.Event()
+    machine, begun = Machine("this", Gate()), threading.Event()
 
     def wait() -> None:
         with getattr(machine, second)(nothing):
@@ -34,7 +52,7 @@ def test_neither_begins_before_the_other_ends(first: str, second: str) -> None:
 
 
 def test_a_wait_ends_when_the_job_may_not_go_on() -> None:
-    machine = Machine("this")
+    machine = Machine("this", Gate())
 
     def check() -> None:
         raise LookupError("cancelled")
@@ -43,3 +61,42 @@ def test_a_wait_ends_when_the_job_may_not_go_on() -> None:
         pass
     with machine.working(nothing):
         pass
+
+
+def test_the_gate_is_closed_while_anything_works_and_opened_after_the_last() -> None:
+    gate = Gate()
+    machine = Machine("this", gate)
+    with machine.working(nothing), machine.working(nothing):
+        machine.settle()
+        assert gate.told == ["close"]
+    machine.settle()
+    assert gate.told == ["close", "open"]
+
+
+def test_work_waits_while_an_agent_measures_that_no_campaign_watches() -> None:
+    gate, begun = Gate(), threading.Event()
+    machine = Machine("this", gate)
+    gate.is_measuring = True
+
+    def wait() -> None:
+        with machine.working(nothing):
+            begun.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert not begun.wait(0.2)
+    gate.is_measuring = False
+    assert begun.wait(5)
+    thread.join()
+
+
+def test_a_gate_that_could_not_be_opened_is_opened_later() -> None:
+    gate = Gate()
+    machine = Machine("this", gate)
+    gate.is_away = True
+    with machine.working(nothing):
+        pass
+    assert gate.told == ["close"]
+    gate.is_away = False
+    machine.settle()
+    assert gate.told == ["close", "open"]

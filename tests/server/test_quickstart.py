@@ -8,7 +8,7 @@ import pytest
 
 from server.client import Client, Job, RequestRefused
 from server.local_stack import LocalStack
-from server.quickstart import SHARES, Quickstart, new_folder
+from server.quickstart import SHARES, Quickstart, new_folder, submit
 from server.run_report import Reach
 
 
@@ -44,10 +44,11 @@ def test_targets_leave_room_at_both_ends() -> None:
 
 
 def test_targets_are_chosen_once_in_a_folder(quickstart: Quickstart) -> None:
-    chosen = quickstart.targets(Reach(slowest_fps=100, fastest_fps=200))
+    chosen = quickstart.targets("train-1", Reach(slowest_fps=100, fastest_fps=200))
 
     assert chosen == [115.0, 145.0, 175.0]
-    assert quickstart.targets(Reach(slowest_fps=10, fastest_fps=20)) == chosen
+    assert quickstart.targets("train-1", Reach(slowest_fps=10, fastest_fps=20)) == chosen
+    assert quickstart.targets("train-2", Reach(slowest_fps=10, fastest_fps=20)) == [11.5, 14.5, 17.5]
 
 
 def test_a_target_that_a_correction_put_out_of_reach_ends_nothing(quickstart: Quickstart) -> None:
@@ -64,6 +65,55 @@ def test_any_other_refusal_ends_the_run(quickstart: Quickstart) -> None:
     with pytest.raises(RequestRefused, match="is unknown"):
         quickstart.thin_all(cast("Client", server), "train-1", "edition", [115.0, 145.0])
     assert server.asked == [115.0]
+
+
+class Remembering:
+    """A client whose server knows the jobs of idempotency keys; `fails` are the keys whose jobs fail at once."""
+
+    def __init__(self) -> None:
+        self.jobs, self.conflicts = dict[str, Job](), set[str]()
+
+    def submit(self, kind: str, parameters: dict[str, int], *, idempotency_key: str) -> Job:
+        if idempotency_key in self.conflicts:
+            raise RequestRefused("use a new key", status=409, error="IdempotencyConflict", details={})
+        if idempotency_key not in self.jobs:
+            identity = f"{kind}-{parameters['seed']}-{len(self.jobs) + 1}"
+            self.jobs[idempotency_key] = a_job(identity, "submitted")
+        return self.jobs[idempotency_key]
+
+    def ends(self, identity: str, state: str) -> None:
+        for key, job in self.jobs.items():
+            if job.id == identity:
+                self.jobs[key] = a_job(identity, state)
+
+
+def a_job(identity: str, state: str) -> Job:
+    return Job(id=identity, kind="train", state=state, progress=0)
+
+
+def test_what_has_failed_is_tried_anew_and_all_else_is_taken_up() -> None:
+    server = Remembering()
+    client = cast("Client", server)
+    first = submit(client, "train", {"seed": 0})
+    for state in ("running", "succeeded"):
+        server.ends(first.id, state)
+        assert submit(client, "train", {"seed": 0}).id == first.id
+    for state in ("failed", "cancelled"):
+        last = submit(client, "train", {"seed": 0})
+        server.ends(last.id, state)
+        assert submit(client, "train", {"seed": 0}).id not in {first.id, last.id}
+
+
+def test_other_parameters_are_another_job() -> None:
+    server = Remembering()
+    client = cast("Client", server)
+    plain = submit(client, "train", {"seed": 0})
+    assert (
+        len({plain.id, submit(client, "train", {"seed": 0, "steps": 50}).id, submit(client, "train", {"seed": 1}).id})
+        == 3
+    )
+    server.conflicts = set(server.jobs)
+    assert submit(client, "train", {"seed": 0}).id != plain.id
 
 
 def test_help_names_every_option() -> None:

@@ -1,4 +1,5 @@
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from nas.errors import BudgetUnreachable
 from profiler.wire import Execution, Policy
@@ -217,6 +220,19 @@ def test_a_job_that_the_engine_gave_up_fails(settings: Settings) -> None:
     assert error["message"].endswith("submit it again")
 
 
+def test_what_a_job_kept_to_be_taken_up_again_goes_with_the_job(settings: Settings) -> None:
+    with running(settings, {}) as worker:
+        jobs = worker.jobs
+    over, waiting = submit(jobs), submit(jobs)
+    for job in (over, waiting):
+        settings.scratch(job).mkdir(parents=True)
+        (settings.scratch(job) / "training.safetensors").write_bytes(b"weights and optimisers")
+    jobs.cancel(over, now=now())
+    with running(settings, {"train": lambda context, _: context.steps("wait", context.stopping.wait)}):
+        until(lambda: not settings.scratch(over).exists())
+        assert settings.scratch(waiting).exists()
+
+
 def test_one_worker_works_on_a_folder(settings: Settings) -> None:
     with running(settings, {}), pytest.raises(WorkerRunning, match=r"another worker runs the jobs of .*data"):
         Worker(settings, {}).run(threading.Event())
@@ -280,3 +296,110 @@ def test_a_worker_that_is_asked_to_stop_does_so_at_once(settings: Settings) -> N
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
     assert jobs.get(job).state == JobState.RUNNING
+
+
+class Away(Jobs):
+    """Jobs whose database does not answer the first so many calls of a method."""
+
+    def __init__(self, engine: Engine, method: str, times: int) -> None:
+        super().__init__(engine)
+        self._method, self._times = method, times
+
+    def _fail(self, method: str) -> None:
+        if method == self._method and self._times:
+            self._times -= 1
+            raise locked()
+
+    def mark(self, job: str, state: JobState, *, now: datetime) -> bool:
+        if state is JobState.RUNNING:
+            self._fail("mark")
+        return super().mark(job, state, now=now)
+
+    def succeed(self, job: str, result: Mapping[str, Any], *, now: datetime) -> None:
+        self._fail("succeed")
+        super().succeed(job, result, now=now)
+
+    def fail(self, job: str, *, kind: str, message: str, now: datetime) -> None:
+        self._fail("fail")
+        super().fail(job, kind=kind, message=message, now=now)
+
+
+def locked() -> OperationalError:
+    return OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))
+
+
+@pytest.mark.parametrize("method", ["mark", "succeed"])
+def test_a_database_that_is_away_for_a_moment_costs_no_job_its_outcome(settings: Settings, method: str) -> None:
+    runs: list[str] = []
+
+    def handler(context: Context, _: TrainParameters) -> Json:
+        return {"runs": context.step("only", lambda: runs.append("run") or len(runs))}  # type: ignore[func-returns-value]
+
+    with running(settings, {"train": handler}) as worker:
+        worker.jobs = Away(worker.database, method, times=2)
+        job = submit(worker.jobs)
+        until(lambda: is_final(worker.jobs.get(job)))
+        assert worker.jobs.result(job) == {"runs": 1}
+        until(lambda: worker.engine.state(job) is EngineState.FINISHED)
+
+
+def test_a_failure_is_stored_with_its_class_although_the_database_was_away(settings: Settings) -> None:
+    def handler(context: Context, _: TrainParameters) -> Json:
+        def diverge() -> None:
+            raise ChildFailed("the loss is nan", kind="TrainingDiverged")
+
+        context.step("only", diverge)
+        return {}
+
+    with running(settings, {"train": handler}) as worker:
+        worker.jobs = Away(worker.database, "fail", times=1)
+        job = submit(worker.jobs)
+        until(lambda: is_final(worker.jobs.get(job)))
+        assert worker.jobs.get(job).error == {"error": "TrainingDiverged", "message": "the loss is nan"}
+
+
+def test_a_step_that_the_database_failed_is_run_again(settings: Settings) -> None:
+    runs: list[str] = []
+
+    def handler(context: Context, _: TrainParameters) -> Json:
+        def count() -> int:
+            runs.append("run")
+            if len(runs) == 1:
+                raise locked()
+            return len(runs)
+
+        return {"runs": context.step("only", count)}
+
+    with running(settings, {"train": handler}) as worker:
+        job = submit(worker.jobs)
+        until(lambda: is_final(worker.jobs.get(job)))
+        assert worker.jobs.result(job) == {"runs": 2}
+
+
+def test_a_job_that_only_the_engine_knows_is_cancelled_there_and_the_worker_goes_on(settings: Settings) -> None:
+    with running(settings, {"train": lambda _, __: {}}) as worker:
+        worker.engine.submit("train-of-a-lost-database")
+        until(lambda: worker.engine.unfinished() == ())
+        job = submit(worker.jobs)
+        until(lambda: is_final(worker.jobs.get(job)))
+
+
+def test_a_fault_of_the_worker_ends_its_process_although_jobs_wait(settings: Settings) -> None:
+    """`heatnas serve` starts it again; a process that stayed without its lock would run jobs beside the next worker."""
+    with running(settings, {}) as worker:
+        jobs = worker.jobs
+    submit(jobs)
+    code = (
+        "import sys, time; from pathlib import Path; from server import worker; from server.settings import Settings\n"
+        "def fault(_): raise RuntimeError('a fault')\n"
+        "def wait(context, _): context.step('only', lambda: (setattr(worker.Worker, 'turn', fault), "
+        "time.sleep(600)))\n"
+        "worker.run_worker(Settings(data=Path(sys.argv[1])), handlers={'train': wait})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(settings.data)], stderr=subprocess.PIPE)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert b"RuntimeError: a fault" in said

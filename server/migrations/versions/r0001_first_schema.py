@@ -132,6 +132,12 @@ def _create_tables() -> None:
     )
     op.create_index("ix_artifacts_sha256", "artifacts", ["sha256"], unique=False)
     op.create_table(
+        "busy_machines",
+        sa.Column("machine_hash", sa.String(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("machine_hash", name="pk_busy_machines"),
+    )
+    op.create_table(
         "editions",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("device_id", sa.String(), nullable=False),
@@ -235,6 +241,7 @@ def _create_tables() -> None:
         sa.Column("margin", sa.Double(), nullable=False),
         sa.Column("confidence", sa.Double(), nullable=False),
         sa.Column("points", sa.JSON(), nullable=False),
+        sa.Column("measurement", sa.String(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("revision >= 1", name=op.f("ck_calibrations_revision")),
         sa.CheckConstraint(
@@ -331,6 +338,7 @@ def downgrade() -> None:
     op.drop_table("measurements")
     op.drop_table("job_events")
     op.drop_table("editions")
+    op.drop_table("busy_machines")
     op.drop_table("artifacts")
     op.drop_table("agents")
     op.drop_table("jobs")
