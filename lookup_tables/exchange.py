@@ -93,7 +93,7 @@ class Export(Value):
         device_class: what sort of machine the device is, None when nobody said so.
         description: what the device's agent last said about it, None before any came.
         content: the rows.
-        measurements: those that the rows cite, then those that the points of the calibrations cite.
+        measurements: those that the rows cite, then those that the calibrations cite.
         calibrations: all revisions, oldest first.
     """
 
@@ -118,7 +118,8 @@ def export_json(engine: Engine, edition: str) -> str:
         device = session.scalars(select(models.Device).where(models.Device.name == table.device)).one()
         calibrations = list_calibrations(session, edition)
         points = [measurement for measurement, _ in _cited_points(calibrations)]
-        cited = dict.fromkeys([*(row.measurement for row in table.rows), *points])
+        learned = _cited_revisions(calibrations)
+        cited = dict.fromkeys([*(row.measurement for row in table.rows), *points, *learned])
         export = Export(
             edition=table.edition,
             created_at=table.created_at,
@@ -212,12 +213,18 @@ def _cited_points(calibrations: Iterable[Calibration]) -> list[tuple[str, Point]
     return [(point.measurement, point) for point in points if point.measurement is not None]
 
 
+def _cited_revisions(calibrations: Iterable[Calibration]) -> list[str]:
+    """List the measurements that revisions learned from, also where they showed drift alone and became no point."""
+    return [calibration.measurement for calibration in calibrations if calibration.measurement is not None]
+
+
 def _check_evidence(export: Export) -> None:
     """Refuse what the file does not prove: its measurements are those cited, and each says what cites it."""
     cited = [(row.measurement, row.block.key) for row in export.content.rows]
     cited += [(measurement, network_key(point.label)) for measurement, point in _cited_points(export.calibrations)]
     held = {one.measurement: one for one in export.measurements}
-    if len(held) < len(export.measurements) or held.keys() != {measurement for measurement, _ in cited}:
+    needed = {*(measurement for measurement, _ in cited), *_cited_revisions(export.calibrations)}
+    if len(held) < len(export.measurements) or held.keys() != needed:
         raise TamperedExport(
             "the measurements of the file are not those that its rows and calibrations cite, each once: "
             "export the table again"

@@ -58,7 +58,10 @@ def filled(store: TableStore, name: str = "laptop") -> str:
     first = fit([network(store, name, label, ms) for label, ms in (("a", 0.4), ("b", 2.5))])
     store.add_calibration(edition, first, now=NOON)
     answer = network(store, name, "c", 1.4).model_copy(update={"source": Source.VERIFICATION})
-    store.add_calibration(edition, first.corrected(answer), now=NOON)
+    second = first.corrected(answer)
+    store.add_calibration(edition, second, now=NOON)
+    met = network(store, name, "d", 1.5)
+    store.add_calibration(edition, second.corrected(drift=1.02, measurement=met.measurement), now=NOON)
     return edition
 
 
