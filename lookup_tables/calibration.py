@@ -145,7 +145,7 @@ class Calibration(Value):
     margin: float = Field(ge=0)
     confidence: float = Field(gt=0.5, lt=1)
     points: tuple[Point, ...] = Field(min_length=1)
-    measurement: str | None = None
+    measurement: Text | None = None
 
     @property
     def residuals(self) -> tuple[float, ...]:
