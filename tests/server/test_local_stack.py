@@ -83,9 +83,10 @@ def test_a_text_of_an_earlier_run_does_not_count_as_said(tmp_path: Path) -> None
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from server.local_stack import LocalStack
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background of a shell is born without
 stack = LocalStack(Path(sys.argv[1]))
 code = (
     "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit())); time.sleep(600)"
