@@ -100,7 +100,8 @@ class TrainSettings(Value):
         """What `precision` means on this machine; where bf16 would be emulated, fp32 is faster."""
         if self.precision != "auto":
             return self.precision
-        capabilities = torch.cpu.get_capabilities()
+        # A PyTorch that does not say computes in fp32.
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 

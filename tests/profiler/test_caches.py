@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from profiler.caches import make_eviction, private_cache_bytes
+from profiler.caches import SWEEPS_PER_CACHE, UNKNOWN_CACHE_BYTES, make_eviction, private_cache_bytes
 
 
 def write_caches(root: Path, *sizes: tuple[str, str]) -> None:
@@ -28,7 +29,15 @@ def test_nonsense_from_the_system_is_unknown(tmp_path: Path) -> None:
     assert private_cache_bytes(tmp_path) is None
 
 
-def test_eviction_runs_with_and_without_knowledge(tmp_path: Path) -> None:
+def test_eviction_reads_more_than_the_cache_holds_known_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, ones = [], np.ones
+
+    def noted(count: int, dtype: type) -> np.ndarray:
+        sizes.append(count * np.dtype(dtype).itemsize)
+        return ones(count, dtype)
+
+    monkeypatch.setattr(np, "ones", noted)
     make_eviction(tmp_path)()
     write_caches(tmp_path, ("2", "256K"))
     make_eviction(tmp_path)()
+    assert sizes == [SWEEPS_PER_CACHE * UNKNOWN_CACHE_BYTES, SWEEPS_PER_CACHE * 256 * 1024]

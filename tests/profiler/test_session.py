@@ -20,8 +20,11 @@ def value(name: str, shape: list[Any], kind: int = TensorProto.FLOAT) -> Any:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_real_graph_runs(graph: bytes, threads: int) -> None:
     session = open_session(graph, Execution(threads=threads), sha256=hashlib.sha256(graph).hexdigest())
+    before = session._binding.get_outputs()[0].numpy().copy()
     session.run()
     session.run()
+    assert np.array_equal(session._binding.get_outputs()[0].numpy(), before)  # of the same inputs
+    assert np.ptp(before) > 0
 
 
 def test_run_writes_into_the_same_output_buffer(graph: bytes) -> None:
@@ -44,7 +47,11 @@ def test_every_common_input_type_is_fed(model_of: Model) -> None:
     nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds]
     inputs = [value(name, [2, 3], kind) for name, kind in kinds.items()]
     outputs = [value(f"{name}_out", [2, 3], kind) for name, kind in kinds.items()]
-    open_session(model_of(nodes, inputs, outputs, []), Execution()).run()
+    session = open_session(model_of(nodes, inputs, outputs, []), Execution())
+    session.run()
+    given = [output.numpy() for output in session._binding.get_outputs()]
+    types = ("float16", "float64", "int64", "bool")
+    assert [(array.dtype.name, array.shape) for array in given] == [(name, (2, 3)) for name in types]
 
 
 def test_other_bytes_than_announced_are_not_loaded(graph: bytes) -> None:

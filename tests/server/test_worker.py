@@ -382,6 +382,7 @@ def test_a_job_that_only_the_engine_knows_is_cancelled_there_and_the_worker_goes
         until(lambda: worker.engine.unfinished() == ())
         job = submit(worker.jobs)
         until(lambda: is_final(worker.jobs.get(job)))
+        assert worker.jobs.get(job).state == JobState.SUCCEEDED
 
 
 def test_a_fault_of_the_worker_ends_its_process_although_jobs_wait(settings: Settings) -> None:

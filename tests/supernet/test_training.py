@@ -185,6 +185,11 @@ def test_auto_is_bf16_where_the_processor_has_it(
     assert TrainSettings(precision="bf16").computed_in == "bf16"
 
 
+def test_a_pytorch_that_does_not_tell_what_the_processor_has_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert TrainSettings().computed_in == "fp32"
+
+
 def test_a_diverging_loss_stops_the_training(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step \d+: lower the learning rate"):
         _train(data, tmp_path, learning_rate=1e30, warmup=0.0, clip_norm=1e30)
