@@ -1,6 +1,6 @@
 """The store of everything measured: devices, measurements, table editions and their calibrations."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Engine, func, select
@@ -11,7 +11,7 @@ from lookup_tables.calibration import Calibration
 from lookup_tables.connection import reading, writing
 from lookup_tables.coverage import missing_blocks
 from lookup_tables.devices import find_device, insert_device
-from lookup_tables.errors import UnknownMeasurement
+from lookup_tables.errors import CalibrationConflict, UnknownMeasurement
 from lookup_tables.measurements import insert_measurement, newest_by_key, present_version, result_of
 from lookup_tables.revisions import find_calibration, insert_calibration, list_calibrations
 from lookup_tables.table import LookupTable
@@ -20,6 +20,9 @@ from profiler.wire import DeviceClass, DeviceDescription, Execution, Result, Res
 
 PAGE = 100
 """Records a listing returns unless it is asked for more or fewer."""
+
+ATTEMPTS = 100
+"""Times that a calibration is chosen anew because another was stored meanwhile."""
 
 
 class TableStore:
@@ -215,6 +218,31 @@ class TableStore:
         with writing(self._engine) as session:
             editions.find_edition(session, edition)
             insert_calibration(session, edition, calibration, now=now)
+
+    def revise(
+        self, edition: str, choose: Callable[[tuple[Calibration, ...]], Calibration], *, now: datetime
+    ) -> Calibration:
+        """Store the revision that is chosen knowing all before it; chosen anew when another is added meanwhile.
+
+        Args:
+            edition: whose calibration.
+            choose: gets the revisions so far, oldest first; returns the next one, or one of these to add none.
+            now: when.
+
+        Raises:
+            CalibrationConflict: others were faster again and again.
+            UnknownEdition: there is no such edition.
+        """
+        for attempt in range(ATTEMPTS):
+            chosen = choose(self.calibrations(edition))
+            try:
+                self.add_calibration(edition, chosen, now=now)
+            except CalibrationConflict:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                break
+        return chosen
 
     def calibrations(self, edition: str) -> tuple[Calibration, ...]:
         """List the revisions of an edition, oldest first."""

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from lookup_tables.models import Measurement
-from server.children import run_child
+from server.children import Children
 from server.database import reading
 from server.engine import Steps
 from server.errors import ChildFailed, JobCancelled, StepFailed
@@ -55,6 +55,7 @@ class Context(Stores):
         database: our tables.
         steps: runs a durable step: `steps(name, function)`.
         machine: keeps heavy work and measurements apart.
+        children: run the heavy tasks.
         stopping: set when the worker is to stop.
     """
 
@@ -63,6 +64,7 @@ class Context(Stores):
     database: Engine
     steps: Steps
     machine: Machine
+    children: Children
     stopping: threading.Event
 
     def now(self) -> datetime:
@@ -116,7 +118,6 @@ class Context(Stores):
         parameters: Mapping[str, Any],
         on_message: Callable[[Json], None],
         *,
-        threads: int = 1,
         is_futile: Callable[[], bool] = lambda: False,
     ) -> Json:
         """Run a heavy task in a child process that ends with the job, when no agent measures on this machine.
@@ -132,7 +133,7 @@ class Context(Stores):
                 raise Futile
 
         with self.machine.working(check):
-            return run_child(task, parameters, on_message=on_message, check=check, threads=threads)
+            return self.children.run(task, parameters, on_message=on_message, check=check)
 
     def save(self, name: str, content: bytes, media_type: str) -> str:
         """Keep a file of the job and return its SHA-256."""

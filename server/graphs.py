@@ -89,8 +89,8 @@ def _export(
                 done += 1
                 tell(done, total)
 
-    blobs = {"blobs": str(context.settings.blobs)}
-    work = [{**order, **blobs} for order in orders if order.get("blocks") or order.get("configs")]
+    common = {"blobs": str(context.settings.blobs), "threads": 1}
+    work = [{**order, **common} for order in orders if order.get("blocks") or order.get("configs")]
     failed = Event()
 
     def run(order: Mapping[str, Any]) -> None:

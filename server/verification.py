@@ -1,11 +1,11 @@
 """Truth for an answer: the file that is shipped, scored on held-out images and timed whole on the device."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from lookup_tables.calibration import Calibration, Point, Source
-from lookup_tables.errors import CalibrationConflict
 from nas.config import Config
 from profiler.wire import Policy
 from server.answering import Problem, Solution
@@ -22,9 +22,6 @@ MIN_RUNS, MAX_RUNS = 40, 400
 
 REFERENCES = 3
 """Reference networks timed again with an answer: they tell how much the device has drifted since its calibration."""
-
-ATTEMPTS = 100
-"""Times that a correction is fitted anew because another job has corrected the same table meanwhile."""
 
 
 def verify(
@@ -76,28 +73,19 @@ def learn(context: Context, problem: Problem, solution: Solution, verified: Json
     answer that met its target a part of the drift does; older drift than the table knows already is left out. Jobs that
     learn about the same table at the same time build on each other. Asked again, it finds what it did.
     """
-    edition = problem.table.edition
-    for attempt in range(ATTEMPTS):
-        known = context.tables.calibrations(edition)
+    measurement = verified["measurement"]
+
+    def choose(known: Sequence[Calibration]) -> Calibration:
         for done in known:
-            if done.measurement == verified["measurement"]:
-                return done.revision
+            if done.measurement == measurement:
+                return done
         newest = known[-1]
-        corrected = _corrected(problem, solution, verified, newest, drift=_newer_drift(context, verified, newest))
-        if corrected is newest:
-            return newest.revision
-        try:
-            context.tables.add_calibration(edition, corrected, now=context.now())
-        except CalibrationConflict:
-            if attempt == ATTEMPTS - 1:
-                raise
-            continue
-        context.tell(
-            "corrected",
-            f"calibration revision {corrected.revision}: {corrected.sentence}",
-        )
-        break
-    return corrected.revision
+        return _corrected(problem, solution, verified, newest, drift=_newer_drift(context, verified, newest))
+
+    calibration = context.tables.revise(problem.table.edition, choose, now=context.now())
+    if calibration.measurement == measurement:
+        context.tell("corrected", f"calibration revision {calibration.revision}: {calibration.sentence}")
+    return calibration.revision
 
 
 def _newer_drift(context: Context, verified: Json, newest: Calibration) -> float | None:
@@ -136,10 +124,10 @@ def _deploy(context: Context, problem: Problem, config: Config) -> Json:
         "checkpoint": str(context.blobs.path(problem.supernet.checkpoint_sha256)),
         "data": str(context.settings.datasets / problem.supernet.data),
         "blobs": str(context.settings.blobs),
+        "threads": context.settings.train_threads,
     }
     context.tell("deploying", f"exporting {config.id} and scoring it on held-out images")
-    threads = context.settings.train_threads
-    return context.child("server.heavy.deployment:deploy", order, lambda _: None, threads=threads)
+    return context.child("server.heavy.deployment:deploy", order, lambda _: None)
 
 
 def _reference_items(

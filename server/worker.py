@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from profiler.device import machine_hash
+from server.children import Children
 from server.context import Context, DatabaseAway
 from server.database import JobState, make_engine, writing
 from server.engine import DbosEngine, EngineState, JobEngine, Steps
@@ -99,6 +100,7 @@ class Worker:
         self.database: Engine = make_engine(settings.database_url)
         here = machine_hash()
         self._machine = Machine(here, Gate(self.database, here, clock=_now))
+        self._children = Children()
         self.jobs = Jobs(self.database)
         self.is_up = threading.Event()
         self.engine: JobEngine = DbosEngine(settings.engine_url, self.work)
@@ -137,6 +139,7 @@ class Worker:
         with writing(self.database) as session:
             expire(session, now=_now())
         self._machine.settle()
+        self._children.settle()
 
     def reconcile(self) -> None:
         """Settle what the engine and our tables disagree about: one of their files may have been lost or restored.
@@ -236,7 +239,7 @@ class Worker:
         if is_final(found):
             return
         self.jobs.mark(job, JobState.RUNNING, now=_now())
-        context = Context(job, self._settings, self.database, steps, self._machine, self._stopping)
+        context = Context(job, self._settings, self.database, steps, self._machine, self._children, self._stopping)
         try:
             result = self._handlers[found.kind](context, self.jobs.parameters(job))
         except JobCancelled:
@@ -258,6 +261,7 @@ class Worker:
         deadline = time.monotonic() + STOP_SECONDS
         while self._at_work and time.monotonic() < deadline:
             time.sleep(0.05)
+        self._children.close()
         self.engine.stop()
         self.database.dispose()
 

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lookup_tables.calibration import Calibration, Point, Source, fit
-from lookup_tables.errors import CalibrationConflict
 from nas.config import Config
 from nas.macs import gmacs, weights_mib
 from nas.sampling import random_config
@@ -26,9 +25,6 @@ EXPORTED = 0.4
 
 MAX_RUNS = 80
 """Hot runs kept of a block at most."""
-
-ATTEMPTS = 100
-"""Times that a calibration is fitted anew because another job has corrected the same table meanwhile."""
 
 DRAWN_PER_REFERENCE = 8
 """Random configs drawn for each reference that is kept."""
@@ -144,7 +140,11 @@ def _calibrate(
         measurement = measured[network_key(config)]
         measured_ms = context.measured_ms(measurement)
         points.append(Point.of(config.id, space.blocks(config), table, measured_ms, measurement=measurement))
-    calibration = _add_calibration(context, edition, points)
+
+    def choose(known: Sequence[Calibration]) -> Calibration:
+        return _recalibrated(known[-1], points) if known else fit(points)
+
+    calibration = context.tables.revise(edition, choose, now=context.now())
     context.tell(
         "calibrated",
         f"calibration revision {calibration.revision}: {calibration.sentence}",
@@ -156,21 +156,6 @@ def _calibrate(
         "margin": calibration.margin,
         "reference_error_percent": calibration.reference_error_percent,
     }
-
-
-def _add_calibration(context: Context, edition: str, points: Sequence[Point]) -> Calibration:
-    """Add the revision that the points lead to, also where another job adds one at the same time."""
-    for attempt in range(ATTEMPTS):
-        known = context.tables.calibrations(edition)
-        calibration = _recalibrated(known[-1], points) if known else fit(points)
-        try:
-            context.tables.add_calibration(edition, calibration, now=context.now())
-        except CalibrationConflict:
-            if attempt == ATTEMPTS - 1:
-                raise
-        else:
-            break
-    return calibration
 
 
 def _recalibrated(newest: Calibration, points: Sequence[Point]) -> Calibration:

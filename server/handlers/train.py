@@ -57,7 +57,7 @@ def _train(context: Context, parameters: TrainParameters, space: Json, data: str
         "noise": parameters.noise,
         "threads": context.settings.train_threads,
     }
-    return context.child("server.heavy.training:train", order, follow, threads=context.settings.train_threads)
+    return context.child("server.heavy.training:train", order, follow)
 
 
 def _store(context: Context, space: Json, data: str, trained: Json) -> Json:

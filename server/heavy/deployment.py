@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nas.config import Config
 from server.children import Emit
 from server.heavy.items import item
@@ -19,6 +21,7 @@ Json = dict[str, Any]
 
 def deploy(parameters: Json, emit: Emit) -> Json:
     """Cut the config out of its supernet, export it, and score the very file on the held-out images."""
+    torch.set_num_threads(parameters["threads"])
     config = Config.model_validate(parameters["config"])
     data = Path(parameters["data"])
     detector = extract(load_supernet(Path(parameters["checkpoint"])), config)

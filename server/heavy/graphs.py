@@ -21,6 +21,7 @@ BLOCKS_AT_ONCE = 12
 
 def export_block_graphs(parameters: Json, emit: Emit) -> Json:
     """Export blocks and tell each as an item: key, sha256, bytes, label, parity."""
+    torch.set_num_threads(parameters["threads"])
     blocks = [Block.model_validate(block) for block in parameters["blocks"]]
     for first in range(0, len(blocks), BLOCKS_AT_ONCE):
         some = blocks[first : first + BLOCKS_AT_ONCE]
@@ -31,6 +32,7 @@ def export_block_graphs(parameters: Json, emit: Emit) -> Json:
 
 def export_references(parameters: Json, emit: Emit) -> Json:
     """Export whole networks with seeded random weights, as if trained, and tell each as an item."""
+    torch.set_num_threads(parameters["threads"])
     space = SearchSpace.model_validate(parameters["space"])
     for content in parameters["configs"]:
         config = Config.model_validate(content)

@@ -20,6 +20,10 @@ def echo(parameters: Json, emit: Emit) -> Json:
     return {"given": parameters, "threads": os.environ["OMP_NUM_THREADS"]}
 
 
+def tell_pid(_: Json, __: Emit) -> Json:
+    return {"pid": os.getpid()}
+
+
 def refuse(parameters: Json, _: Emit) -> Json:
     raise LookupError(f"nothing is called {parameters['name']}")
 

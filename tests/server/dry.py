@@ -23,6 +23,7 @@ from nas.space import named_space
 from profiler.identity import result_id
 from profiler.wire import Failure, FailureClass
 from server import leases
+from server.children import Children
 from server.context import Context
 from server.database import Job, JobState, Supernet, TaskState, make_engine, reading, writing
 from server.database import Task as TaskRecord
@@ -98,11 +99,10 @@ class DryContext(Context):
         parameters: Mapping[str, Any],
         on_message: Callable[[Json], None],
         *,
-        threads: int = 1,
         is_futile: Callable[[], bool] = lambda: False,
     ) -> Json:
         assert not is_futile()
-        self.orders.append((task, {**parameters, "threads": threads}))
+        self.orders.append((task, dict(parameters)))
         match task.rpartition(":")[2]:
             case "export_block_graphs":
                 for block in map(Block.model_validate, parameters["blocks"]):
@@ -180,6 +180,7 @@ class Bench:
             self.database,
             steps or DrySteps(),
             Machine(identity, Gate(self.database, identity, clock=now)),
+            Children(),
             threading.Event(),
             networks=self.networks,
         )

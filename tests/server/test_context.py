@@ -47,7 +47,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def test_a_database_that_does_not_answer_stops_no_hours_of_work(bench: Bench) -> None:
     known = bench.context(bench.submit("train", TrainParameters()))
-    context = AwayContext(known.job, known.settings, known.database, known.steps, known.machine, threading.Event())
+    context = AwayContext(
+        known.job, known.settings, known.database, known.steps, known.machine, known.children, threading.Event()
+    )
     context.check()
     context.tell("training", "at it")
     context.progress(0.5)

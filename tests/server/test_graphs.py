@@ -27,7 +27,6 @@ class OneDies(DryContext):
         parameters: Mapping[str, Any],
         on_message: Callable[[Json], None],  # noqa: ARG002
         *,
-        threads: int = 1,  # noqa: ARG002
         is_futile: Callable[[], bool] = lambda: False,
     ) -> Json:
         if parameters["blocks"][0] != BLOCKS[0].model_dump(mode="json"):
@@ -48,7 +47,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def test_the_failure_of_one_child_ends_the_others(bench: Bench) -> None:
     known = bench.context(bench.submit("train", TrainParameters()))
-    context = OneDies(known.job, known.settings, known.database, known.steps, known.machine, known.stopping)
+    context = OneDies(
+        known.job, known.settings, known.database, known.steps, known.machine, known.children, known.stopping
+    )
     with pytest.raises(ChildFailed, match="export_block_graphs was killed"):
         export_blocks(context, BLOCKS, tell=lambda *_: None)
 
