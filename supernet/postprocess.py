@@ -48,24 +48,24 @@ def detect(boxes: Floats, scores: Floats) -> Detections:
 
 def nms(boxes: Floats, labels: Indices) -> Indices:
     """Return the indices that survive non-maximum suppression within each class; boxes (K, 4) are sorted best first."""
+    rival = (labels[:, None] == labels) & (pairwise_iou(boxes) > MAX_IOU)
     alive = np.ones(len(boxes), dtype=bool)
     for best in range(len(boxes)):
         if alive[best]:
-            later = slice(best + 1, None)
-            rival = (labels[later] == labels[best]) & (_iou(boxes[best], boxes[later]) > MAX_IOU)
-            alive[later] &= ~rival
+            alive[best + 1 :] &= ~rival[best, best + 1 :]
     return np.flatnonzero(alive)
 
 
-def _iou(box: Floats, boxes: Floats) -> Floats:
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    shared: Floats = np.prod(np.clip(high - low, 0, None), axis=1)
-    union = _area(box) + _area(boxes) - shared
-    iou: Floats = shared / np.maximum(union, np.float32(1e-7))
+def pairwise_iou(boxes: Floats) -> Floats:
+    """Return the IoU of each box with each (K, K); boxes are x1, y1, x2, y2 (K, 4)."""
+    low, high = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared, area = _area(high - low), _area(boxes[:, 2:] - boxes[:, :2])
+    iou: Floats = shared / np.maximum(area[:, None] + area - shared, np.float32(1e-7))
     return iou
 
 
-def _area(boxes: Floats) -> Floats:
-    sides: Floats = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None)
-    areas: Floats = sides[..., 0] * sides[..., 1]
+def _area(sides: Floats) -> Floats:
+    """Return the area of width and height (..., 2); a negative side counts as 0."""
+    width, height = np.moveaxis(np.clip(sides, 0, None), -1, 0)
+    areas: Floats = width * height
     return areas
