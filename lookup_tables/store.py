@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Engine, func, select
 from sqlalchemy.orm import defer
@@ -23,6 +24,13 @@ PAGE = 100
 
 ATTEMPTS = 100
 """Times that a calibration is chosen anew because another was stored meanwhile."""
+
+
+class Revised(NamedTuple):
+    """The calibration that a table was to have, and whether that had to be added."""
+
+    calibration: Calibration
+    is_new: bool
 
 
 class TableStore:
@@ -221,7 +229,7 @@ class TableStore:
 
     def revise(
         self, edition: str, choose: Callable[[tuple[Calibration, ...]], Calibration], *, now: datetime
-    ) -> Calibration:
+    ) -> Revised:
         """Store the revision that is chosen knowing all before it; chosen anew when another is added meanwhile.
 
         Args:
@@ -234,7 +242,10 @@ class TableStore:
             UnknownEdition: there is no such edition.
         """
         for attempt in range(ATTEMPTS):
-            chosen = choose(self.calibrations(edition))
+            known = self.calibrations(edition)
+            chosen = choose(known)
+            if chosen in known:
+                return Revised(chosen, is_new=False)
             try:
                 self.add_calibration(edition, chosen, now=now)
             except CalibrationConflict:
@@ -242,7 +253,7 @@ class TableStore:
                     raise
             else:
                 break
-        return chosen
+        return Revised(chosen, is_new=True)
 
     def calibrations(self, edition: str) -> tuple[Calibration, ...]:
         """List the revisions of an edition, oldest first."""

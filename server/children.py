@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from typing import Any, Self
+from typing import Any
 
 from server.errors import ChildFailed
 
@@ -72,20 +72,19 @@ class Children:
             ChildFailed: it raised (its class and message are kept), ran too long, or died.
         """
         child = self._take()
-        try:
-            last = _follow(child, task, parameters, on_message, check, limit_seconds)
-        except BaseException:
-            child.kill()
+        last = _follow(child, task, parameters, on_message, check, limit_seconds)
+        if child.died_waiting:
             child.end()
-            raise
-        if last.get("type") != "result":
-            code = child.end()
-            if last.get("type") == "error":
-                raise ChildFailed(last["message"], kind=last["kind"])
-            raise ChildFailed(f"{task} {_ending(code)} before it was done", kind="ChildDied")
-        self._keep(child)
-        value: Json = last["value"]
-        return value
+            child = self._start()
+            last = _follow(child, task, parameters, on_message, check, limit_seconds)
+        if last.get("type") == "result":
+            self._keep(child)
+            value: Json = last["value"]
+            return value
+        code = child.end()
+        if last.get("type") == "error":
+            raise ChildFailed(last["message"], kind=last["kind"])
+        raise ChildFailed(f"{task} {_ending(code)} before it was done", kind="ChildDied")
 
     def settle(self) -> None:
         """End the children that have waited for long; called again and again."""
@@ -93,7 +92,7 @@ class Children:
         self._end(lambda child: child.idle_since <= oldest)
 
     def close(self) -> None:
-        """End the children that wait."""
+        """End the children that wait; those at work end as well, since they end with the thread that started them."""
         self._end(lambda _: True)
         self._starter.shutdown()
 
@@ -104,6 +103,9 @@ class Children:
                 if child.is_alive:
                     return child
                 child.end()
+        return self._start()
+
+    def _start(self) -> "_Child":
         return self._starter.submit(_Child).result()
 
     def _keep(self, child: "_Child") -> None:
@@ -128,16 +130,24 @@ def _follow(
     check: Callable[[], None],
     limit_seconds: float | None,
 ) -> Json:
-    """Give a child its order and pass on what it says; return the result or the error, nothing if it died."""
+    """Give a child its order and pass on what it says; return the result or the error, nothing if it died.
+
+    Whatever is raised here ends the child.
+    """
     last: Json = {}
-    with _Watch(child, check, limit_seconds) as watch:
-        for message in child.answers(task, parameters):
-            if message["type"] in {"result", "error"}:
-                last = message
-                break
-            on_message(message)
-    if watch.reason is not None:
-        raise watch.reason
+    try:
+        with _Watch(child, check, limit_seconds):
+            for message in child.answers(task, parameters):
+                if message["type"] in {"result", "error"}:
+                    last = message
+                    break
+                on_message(message)
+        if not last:
+            check()  # whoever stops the worker may have ended its children first
+    except BaseException:
+        child.kill()
+        child.end()
+        raise
     return last
 
 
@@ -146,11 +156,12 @@ class _Child:
 
     Attributes:
         process: the process.
-        idle_since: when it began to wait for an order, by the monotonic clock.
+        idle_since: when it began to wait for another order, by the monotonic clock.
     """
 
     def __init__(self) -> None:
         self.idle_since = 0.0
+        self._ordered = self._begun = 0
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", ENTRY, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -165,16 +176,26 @@ class _Child:
         """Whether it still runs."""
         return self.process.poll() is None
 
+    @property
+    def died_waiting(self) -> bool:
+        """Whether it has not begun with its latest order, which was not its first."""
+        return 1 < self._ordered != self._begun
+
     def answers(self, task: str, parameters: Mapping[str, Any]) -> Iterator[Json]:
         """Give it an order and yield what it says until it closes its output; a line cut off by a crash is none."""
         if self.process.stdin is None or self.process.stdout is None:
             return
+        self._ordered += 1
         with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code says more
             self.process.stdin.write(json.dumps({"task": task, "parameters": dict(parameters)}) + "\n")
             self.process.stdin.flush()
         for line in self.process.stdout:
             if line.endswith("\n"):
-                yield json.loads(line)
+                message = json.loads(line)
+                if message["type"] == "begun":
+                    self._begun += 1
+                else:
+                    yield message
 
     def kill(self) -> None:
         """Kill the child and everything it started."""
@@ -195,25 +216,22 @@ class _Child:
 
 
 class _Watch:
-    """Looks a few times a second whether the child may go on, and kills it when not.
-
-    Attributes:
-        reason: why it was killed, None when it was not.
-    """
+    """Looks a few times a second whether the child may go on, and kills it when not; that reason is raised at the end."""
 
     def __init__(self, child: _Child, check: Callable[[], None], limit_seconds: float | None) -> None:
-        self.reason: BaseException | None = None
+        self._reason: BaseException | None = None
         self._child, self._check, self._limit_seconds = child, check, limit_seconds
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="child-watch", daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> None:
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        if kind is None and self._reason is not None:
+            raise self._reason
 
     def _run(self) -> None:
         started = time.monotonic()
@@ -226,7 +244,7 @@ class _Watch:
                         kind="ChildTimeout",
                     )
             except BaseException as reason:  # noqa: BLE001 - it is raised again where the child was started
-                self.reason = reason
+                self._reason = reason
                 self._child.kill()
                 return
 
@@ -252,6 +270,7 @@ def main() -> None:
     orders = _orders(parent=int(sys.argv[1]))
     while True:
         order = orders.get()
+        emit("begun", {})
         module, _, function = order["task"].partition(":")
         try:
             task: Task = getattr(import_module(module), function)
@@ -271,9 +290,11 @@ def _orders(*, parent: int) -> "queue.SimpleQueue[Json]":
     orders = queue.SimpleQueue[Json]()
 
     def read() -> None:
-        for line in sys.stdin:  # ends when the parent closes the pipe, or is no more
-            orders.put(json.loads(line))
-        _kill_group()
+        try:
+            for line in sys.stdin:  # ends when the parent closes the pipe, or is no more
+                orders.put(json.loads(line))
+        finally:
+            _kill_group()
 
     threading.Thread(target=read, daemon=True).start()
     return orders

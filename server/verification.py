@@ -82,8 +82,8 @@ def learn(context: Context, problem: Problem, solution: Solution, verified: Json
         newest = known[-1]
         return _corrected(problem, solution, verified, newest, drift=_newer_drift(context, verified, newest))
 
-    calibration = context.tables.revise(problem.table.edition, choose, now=context.now())
-    if calibration.measurement == measurement:
+    calibration, is_new = context.tables.revise(problem.table.edition, choose, now=context.now())
+    if is_new:
         context.tell("corrected", f"calibration revision {calibration.revision}: {calibration.sentence}")
     return calibration.revision
 

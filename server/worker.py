@@ -261,8 +261,8 @@ class Worker:
         deadline = time.monotonic() + STOP_SECONDS
         while self._at_work and time.monotonic() < deadline:
             time.sleep(0.05)
-        self._children.close()
         self.engine.stop()
+        self._children.close()
         self.database.dispose()
 
 

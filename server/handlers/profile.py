@@ -144,7 +144,7 @@ def _calibrate(
     def choose(known: Sequence[Calibration]) -> Calibration:
         return _recalibrated(known[-1], points) if known else fit(points)
 
-    calibration = context.tables.revise(edition, choose, now=context.now())
+    calibration = context.tables.revise(edition, choose, now=context.now()).calibration
     context.tell(
         "calibrated",
         f"calibration revision {calibration.revision}: {calibration.sentence}",

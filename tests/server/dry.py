@@ -102,6 +102,7 @@ class DryContext(Context):
         is_futile: Callable[[], bool] = lambda: False,
     ) -> Json:
         assert not is_futile()
+        assert parameters["threads"] == (1 if "graphs:" in task else self.settings.train_threads)
         self.orders.append((task, dict(parameters)))
         match task.rpartition(":")[2]:
             case "export_block_graphs":
