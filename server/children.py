@@ -216,7 +216,7 @@ class _Child:
 
 
 class _Watch:
-    """Looks a few times a second whether the child may go on, and kills it when not; that reason is raised at the end."""
+    """Looks a few times a second whether the child may go on; kills it when not, and at the end raises why."""
 
     def __init__(self, child: _Child, check: Callable[[], None], limit_seconds: float | None) -> None:
         self._reason: BaseException | None = None
