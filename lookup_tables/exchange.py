@@ -317,7 +317,8 @@ def _read(text: str | bytes) -> Export:
         found = _sha256(body)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidExport(
-            f"this is no table export ({type(error).__name__}: {error}): give a file written by `heatnas table export`"
+            "this is no table export, which holds `export` and its `sha256`: give a file that "
+            "`heatnas table export` has written"
         ) from error
     if found != claimed:
         raise TamperedExport(

@@ -119,7 +119,7 @@ class ThinningExhausted(BudgetUnmet):
         super().__init__(
             f"thinning ends at {1000 / reached_ms:.2f} FPS, short of {1000 / target_ms:.2f} FPS at "
             f"{image[0]}x{image[1]}: none of its moves, a block removed or a stage narrowed, gains speed from there. "
-            f"The fastest config reaches {1000 / fastest_ms:.2f} FPS: use the exact solver.",
+            f"The fastest config reaches {1000 / fastest_ms:.2f} FPS: ask for it with --solver exact.",
             target_ms=target_ms,
             fastest_ms=fastest_ms,
             binding=binding,

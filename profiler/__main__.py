@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from profiler.console import BarReporter, PlainReporter
     from profiler.wire import Timing
 
+DEVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""As `profiler.wire.Name` has it; here without pydantic, which takes a moment to import."""
+
 COMMANDS = ("run", "describe", "measure")
 
 app = typer.Typer(
@@ -27,6 +30,16 @@ app = typer.Typer(
     no_args_is_help=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _device_name(name: str | None) -> str | None:
+    """Refuse a name that no device can have."""
+    if name is not None and DEVICE_NAME.fullmatch(name) is None:
+        raise typer.BadParameter(
+            f"{name!r} is no name of a device: 1 to 63 letters, digits, dots, dashes and underscores, "
+            "the first a letter or digit"
+        )
+    return name
 
 
 def main() -> None:
@@ -52,14 +65,19 @@ def run(
         str,
         typer.Option(envvar="HEATNAS_TOKEN", help="The server's bearer token; better in the variable than typed."),
     ],
-    device: Annotated[str | None, typer.Option(help="Name of this device; by default its host name.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Name of this device; by default its host name.", callback=_device_name)
+    ] = None,
     state: Annotated[Path, typer.Option(help="Folder of the journal and the graph cache.")] = Path(
         "~/.local/state/heatnas-agent"
     ),
     once: Annotated[bool, typer.Option("--once", help="Stop when there is nothing left to measure.")] = False,
     max_tasks: Annotated[int, typer.Option(min=1, max=1024, help="Most graphs measured together.")] = 128,
 ) -> None:
-    """Lease tasks from a server, measure them here, hand the results over."""
+    """Lease tasks from a server, measure them here, hand the results over.
+
+    Example: `heatnas-agent --server http://192.168.1.5:8000 --device laptop`, with the token in HEATNAS_TOKEN
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     reporter = _reporter()
     with ExitStack() as stack:
@@ -82,7 +100,10 @@ def run(
 
 @app.command()
 def describe() -> None:
-    """Print what this machine is, as JSON."""
+    """Print what this machine is, as JSON.
+
+    Example: `heatnas-agent describe`
+    """
     from profiler.device import describe_device  # noqa: PLC0415
 
     typer.echo(describe_device().model_dump_json(indent=2))
@@ -97,7 +118,10 @@ def measure(
     ] = 20.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole measurement, raw samples included.")] = False,
 ) -> None:
-    """Measure one graph on this machine, without any server."""
+    """Measure one graph on this machine, without any server.
+
+    Example: `heatnas-agent measure model.onnx --threads 2`
+    """
     timing = _measure(graph, threads, seconds)
     if as_json:
         typer.echo(timing.model_dump_json(indent=2))
@@ -120,6 +144,7 @@ def _measure(graph: Path, threads: int, seconds: float) -> "Timing":
     import time  # noqa: PLC0415
 
     from profiler.caches import make_eviction  # noqa: PLC0415
+    from profiler.errors import GraphRefused  # noqa: PLC0415
     from profiler.session import open_session  # noqa: PLC0415
     from profiler.timing import Watch, measure_group  # noqa: PLC0415
     from profiler.wire import Execution, Policy  # noqa: PLC0415
@@ -128,7 +153,10 @@ def _measure(graph: Path, threads: int, seconds: float) -> "Timing":
         content = graph.read_bytes()
     except OSError as error:
         _fail(f"cannot read {graph}: {error.strerror}. Name an ONNX file.")
-    session = open_session(content, Execution(threads=threads))
+    try:
+        session = open_session(content, Execution(threads=threads))
+    except GraphRefused as error:
+        _fail(f"{graph}: {error}")
     rng = random.Random(0)  # noqa: S311  one item has no order
     policy = Policy(min_hot_runs=40, max_hot_runs=400, min_seconds=seconds)  # as a server has its answers measured
     with ExitStack() as stack:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -275,9 +276,11 @@ def main() -> None:
         try:
             task: Task = getattr(import_module(module), function)
             value = task(order["parameters"], emit)
-        except Exception as error:  # whatever it is, the parent has to hear of it
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent has to hear of it
             emit("error", {"kind": type(error).__name__, "message": str(error)})
-            raise
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)  # an orderly end would trip over the thread that reads orders
         emit("result", {"value": value})
 
 

@@ -92,6 +92,8 @@ def connect(server: str, token: str | None, data: Path) -> "Iterator[Client]":
     """Open a client, with the token that was given or the one in the data folder."""
     from server.client import Client  # noqa: PLC0415
 
+    if re.match(r"https?://[^/]", server) is None:
+        fail(f"--server {server!r} is no address: write it with http://, such as {DEFAULT_SERVER}")
     with Client(server, find_token(token, data), patience_seconds=5) as client:
         yield client
 

@@ -24,9 +24,11 @@ def show_table(
 
     Example: `heatnas table show 0123456789abcdef --kind wmsa`
     """
-    from nas.blocks import Block  # noqa: PLC0415
+    from nas.blocks import Block, Kind  # noqa: PLC0415
     from server.console import table  # noqa: PLC0415
 
+    if kind is not None and kind not in tuple(Kind):
+        fail(f"--kind {kind} is no kind of block: choose one of {', '.join(Kind)}")
     with connect(server, token, data) as client:
         found = client.rows(edition)
     rows = [
@@ -82,12 +84,17 @@ def import_table(
 
     Example: `heatnas table import laptop.json`
     """
+    from server.client import RequestRefused  # noqa: PLC0415
+
     try:
         content = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
     except ValueError as error:
         fail(f"{file} is not JSON ({error}): import what `heatnas table export --out FILE.json` wrote")
     with connect(server, token, data) as client:
-        imported = client.import_table(content)
+        try:
+            imported = client.import_table(content)
+        except RequestRefused as error:
+            fail(f"{file}: {error}")
     typer.echo(f"edition {imported['edition']} is here")
 
 

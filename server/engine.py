@@ -6,6 +6,7 @@ idempotent. The engine keeps its state in a database of its own; what users see 
 """
 
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Callable
 from enum import StrEnum
@@ -106,6 +107,7 @@ class DbosEngine:
             self._workflow(job_id, _step)
 
         self._run = job
+        logging.getLogger("dbos").addFilter(_is_news)
         DBOS.launch()
         DBOS.register_queue(
             QUEUE,
@@ -157,6 +159,9 @@ class DbosEngine:
         raise RuntimeError(f"job {job} was submitted to an engine that is not started: call start() first")
 
 
+_CANCELLED = frozenset({"DBOSWorkflowCancelledError", "DBOSAwaitedWorkflowCancelledError"})
+"""What the engine raises in a job that was cancelled; it offers no public names for them."""
+
 _UNFINISHED = frozenset({"ENQUEUED", "PENDING", "DELAYED"})
 
 
@@ -164,6 +169,12 @@ def _state(status: str) -> EngineState:
     if status in _UNFINISHED:
         return EngineState.UNFINISHED
     return EngineState.FINISHED if status == "SUCCESS" else EngineState.GIVEN_UP
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether to log it: that a cancelled job ended is no fault."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ not in _CANCELLED
 
 
 def _step(name: str, function: Callable[[], T]) -> T:

@@ -2,6 +2,8 @@
 
 ServerError
 ├── UpgradeRequired    an agent or client speaks a protocol this server does not: install the same version
+├── UnusableFolder     the data folder cannot be written: choose another
+├── DamagedDatabase    the database file is none: restore it, or choose another data folder
 ├── NewerDatabase      the database was written by a newer version: upgrade, or use another data folder
 ├── UnknownAgent       no agent of that id: enrol
 ├── UnknownTask        no task of that id
@@ -35,6 +37,14 @@ class ServerError(Exception):
 
 class UpgradeRequired(ServerError):
     """The other side speaks a protocol version this server does not."""
+
+
+class UnusableFolder(ServerError):
+    """The data folder cannot be written."""
+
+
+class DamagedDatabase(ServerError):
+    """The file of the database holds something else."""
 
 
 class NewerDatabase(ServerError):

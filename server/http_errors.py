@@ -120,8 +120,19 @@ async def _answer_unavailable(request: Request, error: Exception) -> JSONRespons
 async def _answer_validation(_: Request, error: Exception) -> JSONResponse:
     """Name each value, where it stands and the rule it breaks; both may be hostile, so they are shortened."""
     found = error.errors() if isinstance(error, RequestValidationError) else []
-    faults = [f"{_place(fault['loc'])}: {fault['msg']} (got {_shown(fault.get('input'))})" for fault in found[:10]]
+    faults = [_fault(fault) for fault in found[:10]]
     return _invalid("; ".join(faults) or "the request is not valid")
+
+
+def _fault(fault: Any) -> str:  # noqa: ANN401 - as pydantic writes it
+    if fault["type"] == "json_invalid":
+        cause = fault.get("ctx", {}).get("error", "broken off")
+        where = f"character {fault['loc'][-1]}"
+        return f"body: no JSON from {where} on ({_shown(cause, quoted=False)}): send a whole document"
+    text = f"{_place(fault['loc'])}: {fault['msg']} (got {_shown(fault.get('input'))})"
+    if isinstance(fault.get("input"), bytes):
+        text += ": send it with Content-Type: application/json"
+    return text
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:

@@ -294,7 +294,7 @@ def _check_idle(session: Session, agent_id: str) -> None:
     if held is not None:
         raise DuplicateIdentity(
             f"agent {agent_id} is at work on lease {held.id} until {held.expires_at.isoformat(timespec='seconds')}: "
-            "if another agent runs on this machine under the same name, stop one of them; else the lease ends then"
+            "if another agent runs on this machine under the same name, stop one of them; else the lease ends then."
         )
 
 

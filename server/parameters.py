@@ -1,9 +1,10 @@
 """What a job is asked to do: one frozen model per job kind, validated once, at submission."""
 
+import json
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from nas.space import SPACE_NAMES
 from profiler.wire import Execution, Name, Text
@@ -32,6 +33,15 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_other_types(cls, value: object, field: ValidationInfo) -> object:
+        """Take a number for a number alone: `true` is no 1, and "60" no 60."""
+        wanted = cls.model_fields[field.field_name or ""].annotation
+        if wanted in {int, float} and isinstance(value, bool | str):
+            raise ValueError(f"{json.dumps(value)} is not a number: write it without quotes")
+        return value
+
 
 class TrainParameters(Parameters):
     """Train a supernet on the procedural data set and read its importance."""
@@ -39,7 +49,7 @@ class TrainParameters(Parameters):
     space: Id = Field("heatdetr-nano", description=f"Search space: one of {', '.join(SPACE_NAMES)}.")
     images: int = Field(1200, ge=8, le=100_000, description="Training images that are drawn.")
     steps: int = Field(
-        320, ge=1, le=1_000_000, description="Optimiser steps of the weights; a third as many follow for r."
+        320, ge=1, le=1_000_000, description="Optimiser steps of the weights; half as many follow for r."
     )
     seed: Seed = 0
     noise: Literal["gumbel", "uniform"] = Field(

@@ -66,6 +66,12 @@ def quickstart(
     except KeyboardInterrupt:
         sys.stdout.write(f"\nstopped; take it up again with: scripts/quickstart --data {folder}\n")
         raise SystemExit(130) from None
+    except OSError as error:
+        sys.stderr.write(
+            f"quickstart: {error.filename or folder} cannot be used ({error.strerror or error}): see that the folder "
+            "is yours to write and has space left, or choose another with --data\n"
+        )
+        raise SystemExit(1) from None
     except (LocalStackError, ClientError) as error:
         sys.stderr.write(f"quickstart: {error}\nAll logs are in {folder / 'logs'}.\n")
         raise SystemExit(1) from None

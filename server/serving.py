@@ -16,6 +16,7 @@ from types import FrameType
 import uvicorn
 
 from server.app import create_app
+from server.data_folder import check_free
 from server.errors import PortTaken
 from server.settings import Settings
 
@@ -34,8 +35,11 @@ def serve(settings: Settings, announce: Callable[[], None]) -> None:
 
     Raises:
         PortTaken: something else listens at the address.
+        WorkerRunning: another server or worker works on the data folder.
+        UnusableFolder: it cannot be written.
         NewerDatabase: the data folder was written by a newer version.
     """
+    check_free(settings.data)
     with _listen(settings) as listening:
         server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", timeout_graceful_shutdown=5))
         _stop_on_signals(server)

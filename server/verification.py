@@ -209,6 +209,10 @@ def _sentence(problem: Problem, found: Json, number: int) -> str:
     verdict = "meets" if found["met"] else "misses"
     ap50 = "undefined" if found["ap50"] is None else format(found["ap50"], ".3f")
     drift = found["drift_percent"]
-    since = "" if drift is None else f"; references take {drift:+.1f} % more than when the table was calibrated"
+    since = "" if drift is None else f"; references take {_change(drift)} than when the table was calibrated"
     target = f"{problem.parameters.target_fps:.2f} FPS"
     return f"round {number}: measured at {found['measured_fps']:.2f} FPS, {verdict} {target}; AP50 {ap50}{since}"
+
+
+def _change(percent: float) -> str:
+    return f"{abs(percent):.1f} % {'less' if percent < 0 else 'more'}"

@@ -1,7 +1,6 @@
 """The worker process: takes jobs from our tables, runs them durably, and gives expired leases back."""
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
@@ -10,8 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,9 +20,19 @@ from sqlalchemy.exc import OperationalError
 from profiler.device import machine_hash
 from server.children import Children
 from server.context import Context, DatabaseAway
+from server.data_folder import only_worker
 from server.database import JobState, make_engine, writing
 from server.engine import DbosEngine, EngineState, JobEngine, Steps
-from server.errors import ChildFailed, JobCancelled, NewerDatabase, StepFailed, UnknownJob, WorkerRunning
+from server.errors import (
+    ChildFailed,
+    DamagedDatabase,
+    JobCancelled,
+    NewerDatabase,
+    StepFailed,
+    UnknownJob,
+    UnusableFolder,
+    WorkerRunning,
+)
 from server.gate import Gate
 from server.handlers.profile import profile
 from server.handlers.thin import thin
@@ -65,8 +73,6 @@ FINISHED = (
     "the job engine has finished the job, but its outcome is not in the database, which may be an older copy: "
     "submit it again"
 )
-
-LOCK_FILE = "worker.lock"
 
 
 @dataclass
@@ -167,8 +173,7 @@ class Worker:
             NewerDatabase: the data folder belongs to a newer version.
             WorkerRunning: another worker works on it.
         """
-        self._settings.data.mkdir(parents=True, exist_ok=True)
-        with _only_worker(self._settings):
+        with only_worker(self._settings.data):
             upgrade(self.database)
             self._machine.settle()
             try:
@@ -275,7 +280,9 @@ def run_worker(settings: Settings, *, handlers: Mapping[str, Handler] = HANDLERS
         with_parent: stop as well when standard input ends, because whoever started the worker is gone.
 
     Raises:
+        DamagedDatabase: its file is no database.
         NewerDatabase: the data folder belongs to a newer version.
+        UnusableFolder: it cannot be written.
         WorkerRunning: another worker works on it.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -289,7 +296,7 @@ def run_worker(settings: Settings, *, handlers: Mapping[str, Handler] = HANDLERS
     try:
         Worker(settings, handlers).run(stop)
         log.info("worker stopped; unfinished jobs go on at the next start")
-    except (NewerDatabase, WorkerRunning):
+    except (DamagedDatabase, NewerDatabase, UnusableFolder, WorkerRunning):
         raise
     except BaseException:
         log.exception("worker failed; unfinished jobs go on at the next start")
@@ -300,23 +307,10 @@ def run_worker(settings: Settings, *, handlers: Mapping[str, Handler] = HANDLERS
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()  # returns when the parent closes the pipe, or is no more
+    # Not through Python's buffer: a thread that holds it ends the process with a fatal error.
+    while os.read(sys.stdin.fileno(), 4096):  # nothing, when the parent closes the pipe or is no more
+        pass
     stop.set()
-
-
-@contextmanager
-def _only_worker(settings: Settings) -> Iterator[None]:
-    """Hold the data folder's lock, which the system takes back from a process that dies."""
-    path = settings.data / LOCK_FILE
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkerRunning(
-                f"another worker runs the jobs of {settings.data}: `heatnas serve` starts one by itself; "
-                "stop it, or use another data folder"
-            ) from None
-        yield
 
 
 def _now() -> datetime:

@@ -7,8 +7,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
+from sqlalchemy.exc import DatabaseError, OperationalError
 
-from server.errors import NewerDatabase
+from server.errors import DamagedDatabase, NewerDatabase
 
 VERSION_TABLE = "heatnas_version"
 """Not Alembic's default name: Optuna, which may share the database, uses that one."""
@@ -48,9 +49,21 @@ def check_version(engine: Engine) -> str | None:
 
 
 def current_revision(engine: Engine) -> str | None:
-    """Return the revision the database says it has, None when it has none."""
-    with engine.connect() as connection:
-        return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+    """Return the revision the database says it has, None when it has none.
+
+    Raises:
+        DamagedDatabase: its file is none.
+    """
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+    except OperationalError:
+        raise
+    except DatabaseError as error:
+        raise DamagedDatabase(
+            f"{engine.url.database} is no database that can be read ({error.orig}): restore it from a backup, "
+            "or choose another data folder"
+        ) from error
 
 
 def _config() -> Config:

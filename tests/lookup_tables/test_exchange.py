@@ -295,7 +295,8 @@ def test_simulated_measurements_do_not_enter_by_import(engine: Engine, other: En
 )
 def test_other_files_are_refused(other: Engine, text: str | bytes) -> None:
     with pytest.raises(
-        InvalidExport, match=r"this is no table export .*: give a file written by `heatnas table export`"
+        InvalidExport,
+        match=r"this is no table export, which holds .*: give a file that `heatnas table export` has",
     ):
         import_json(other, text, now=LATER)
 

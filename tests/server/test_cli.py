@@ -19,7 +19,9 @@ from nas.macs import weights_mib
 from nas.space import named_space
 from server.cli import app, missing_module
 from server.cli_options import input_size
+from server.data_folder import check_free, only_worker
 from server.database import JobState
+from server.errors import WorkerRunning
 from server.handlers.profile import profile
 from server.local_stack import LocalStack
 from server.parameters import ProfileParameters, TrainParameters
@@ -126,6 +128,31 @@ def test_a_data_set_is_made_and_another_in_its_place_refused(tmp_path: Path) -> 
     assert again.stderr.startswith(f"heatnas: {folder} exists and holds the data set ")
 
 
+def test_a_database_file_that_is_none_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "heatnas.sqlite").write_bytes(b"not a database " * 500)
+    for command in (["serve", "--port", "50998"], ["worker"]):
+        done = heatnas(*command, "--data", tmp_path)
+        assert done.returncode == 1
+        assert re.fullmatch(
+            r"heatnas: .*heatnas.sqlite is no database that can be read \(.*\): restore it from a backup, "
+            r"or choose another data folder\n",
+            done.stderr,
+        ), done.stderr
+
+
+def test_a_folder_has_one_worker(tmp_path: Path) -> None:
+    with only_worker(tmp_path):
+        done = heatnas("worker", "--data", tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"heatnas: another worker runs the jobs of {tmp_path}: `heatnas serve` starts one by itself; "
+            "stop it, or use another data folder\n"
+        )
+        with pytest.raises(WorkerRunning, match="another worker runs the jobs of"):
+            check_free(tmp_path, patience_seconds=0.3)
+    check_free(tmp_path, patience_seconds=0)
+
+
 def test_without_a_token_it_says_where_one_is(tmp_path: Path) -> None:
     done = heatnas("jobs", "--data", tmp_path)
     assert done.returncode == 1
@@ -150,7 +177,13 @@ def test_a_table_format_is_told_by_the_name(tmp_path: Path) -> None:
         (["jobs", "--token", "t", "--server", "http://[::"], {}, 1, "heatnas: 'http://[::' is no address"),
         (
             ["serve", "--data", "/dev/null/x", "--port", "50999"], {}, 1,
-            "heatnas: /dev/null/x cannot be used (Not a directory): see that the path exists, is yours to write",
+            "heatnas: the data folder /dev/null/x cannot be written (Not a directory): choose another with --data",
+        ),
+        (["worker", "--data", "/dev/null/x"], {}, 1, "heatnas: the data folder /dev/null/x cannot be written (Not a"),
+        (["jobs", "--token", "t", "--server", "localhost:80"], {}, 1, "heatnas: --server 'localhost:80' is no address"),
+        (
+            ["table", "show", "0", "--token", "t", "--kind", "zzz"], {}, 1,
+            "heatnas: --kind zzz is no kind of block: choose one of stem, entry, rep_cnn",
         ),
         (
             ["worker"], {"HEATNAS_LEASE_SECONDS": "abc"}, 1,

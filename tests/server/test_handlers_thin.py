@@ -224,7 +224,7 @@ def test_a_target_that_a_correction_puts_out_of_reach_of_thinning_is_missed_with
         result = thin(context, parameters)
     assert (result["status"], len(result["rounds"])) == ("missed", 1)
     assert result["reason"].startswith("by the corrected calibration thinning ends at 476.19 FPS, short of 500.00 FPS")
-    assert result["reason"].endswith("use the exact solver.")
+    assert result["reason"].endswith("ask for it with --solver exact.")
 
 
 def test_an_answer_that_is_a_reference_does_not_tell_of_drift(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ STATUS = {
         # No route raises these.
         "ServerError": 500, "NewerDatabase": 500, "DamagedToken": 500, "DamagedBlob": 500, "JobCancelled": 500,
         "ChildFailed": 500, "TasksFailed": 500, "StepFailed": 500, "WrongGraph": 500,
-        "WorkerRunning": 500, "PortTaken": 500,
+        "WorkerRunning": 500, "PortTaken": 500, "UnusableFolder": 500, "DamagedDatabase": 500,
     },
 }  # fmt: skip
 

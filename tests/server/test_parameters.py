@@ -60,3 +60,17 @@ def test_a_value_out_of_range_is_named(changes: dict[str, object], message: str)
 def test_threads_decide_the_execution() -> None:
     assert ThinParameters.model_validate({**THIN, "threads": 3}).execution.threads == 3
     assert ProfileParameters(device="bench", threads=2).execution.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("train", {"steps": True}, "true is not a number: write it without quotes"),
+        ("train", {"seed": "1"}, '"1" is not a number: write it without quotes'),
+        ("thin", {**THIN, "target_fps": "60"}, '"60" is not a number'),
+        ("thin", {**THIN, "threads": False}, "false is not a number"),
+    ],
+)
+def test_what_only_looks_like_a_number_is_none(kind: str, given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PARAMETERS[kind].model_validate(given)

@@ -105,7 +105,7 @@ def test_a_failure_keeps_class_and_message(settings: Settings, error: Exception,
     assert (found.state, found.error) == (JobState.FAILED, {"error": name, "message": str(error)})
 
 
-def test_a_cancelled_job_stops_and_the_worker_goes_on(settings: Settings) -> None:
+def test_a_cancelled_job_stops_and_the_worker_goes_on(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     steps: list[str] = []
 
     def handler(context: Context, _: TrainParameters) -> Json:
@@ -130,6 +130,7 @@ def test_a_cancelled_job_stops_and_the_worker_goes_on(settings: Settings) -> Non
         states = [worker.jobs.get(which).state for which in (job, other)]
     assert states == [JobState.CANCELLED, JobState.SUCCEEDED]
     assert steps == ["begun"]
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_job_cancelled_before_its_turn_never_runs(settings: Settings) -> None:
