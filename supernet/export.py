@@ -38,6 +38,10 @@ TOLERANCE = 1e-4
 """Largest difference allowed between a file and its module, in units of `ParityRecord.scale`."""
 
 
+BRANCH_GAIN = 0.3
+"""Gamma at the end of a residual branch over gamma elsewhere, in weights that stand for trained ones."""
+
+
 class ParityRecord(Value):
     """What the comparison of an exported file with its module found, on one seeded random input.
 
@@ -169,10 +173,15 @@ def randomise_statistics(module: nn.Module) -> None:
 def randomise_detector(detector: HeatDETR, *, seed: int = 0) -> None:
     """Give a fresh detector weights as if trained: no branch is switched off, and no activation explodes.
 
-    Random gamma and beta, then the statistics that random images leave.
+    Random gamma and beta, those that end a residual branch (in a fresh detector they are 0) smaller, as training leaves
+    them: else the outputs of twenty blocks grow until rounding hides what a graph computes. Then the statistics that
+    random images leave.
     """
-    randomise_statistics(detector)
     norms = [layer for layer in detector.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    ends = [norm for norm in norms if not norm.weight.any()]
+    randomise_statistics(detector)
+    for norm in ends:
+        norm.weight.mul_(BRANCH_GAIN)
     momenta, training = [norm.momentum for norm in norms], detector.training
     for norm in norms:
         norm.momentum = 1.0

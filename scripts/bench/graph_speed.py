@@ -62,6 +62,7 @@ def build_ours() -> Network:
     sparse = named_space("heatdetr", classes=80)
     space = sparse.model_copy(update={"structure": sparse.structure.model_copy(update={"keep": 1.0})})
     config = named_config(OURS, space, image=IMAGE)
+    torch.manual_seed(0)
     detector = HeatDETR(space, config).eval()
     randomise_detector(detector)
     return export_detector(detector).onnx, gmacs(space.blocks(config))
