@@ -17,7 +17,7 @@ from pydantic import Field
 from nas.values import Value
 
 PREDICTION_STRIDE = 32
-"""Stride of the single prediction map, in input pixels."""
+"""Stride of the single prediction map in input pixels, unless a block says otherwise."""
 
 WINDOW = 7
 """Side of an attention window, in tokens (paper section 4.3, Swin)."""
@@ -27,6 +27,18 @@ HEAD_WIDTH = 32
 
 XCA_HEADS = 8
 """Heads of channel-wise attention at every width (each has width / 8 channels)."""
+
+MLP_RATIO = 4
+"""Hidden channels of an MLP for each of its channels, unless a block says otherwise."""
+
+KEY_WIDTH = 16
+"""Query and key channels per head of window attention, unless a block says otherwise."""
+
+KERNEL = 3
+"""Side of the convolutions of entries, alignments and projections, unless a block says otherwise."""
+
+STEM_DIVISORS = (4, 2)
+"""The first two convolutions of the stem have D1/4 and D1/2 channels, unless a block says otherwise."""
 
 
 class Kind(StrEnum):
@@ -67,6 +79,15 @@ class Activation(StrEnum):
     HARDSWISH = "hardswish"
 
 
+class Upsample(StrEnum):
+    """How a coarse map is brought to twice its size."""
+
+    DECONVOLUTION = "deconvolution"
+    """learnt: 2x2 with stride 2"""
+    NEAREST = "nearest"
+    """each cell four times"""
+
+
 LOCAL_KINDS = (Kind.REP_CNN, Kind.WMSA, Kind.SWMSA)
 GLOBAL_KINDS = (Kind.XCA, Kind.ATTENTION)
 TOKEN_KINDS = frozenset({Kind.WMSA, Kind.SWMSA, Kind.XCA, Kind.ATTENTION, Kind.PROJECT, Kind.SPLIT_PROJECT})
@@ -74,6 +95,9 @@ TOKEN_KINDS = frozenset({Kind.WMSA, Kind.SWMSA, Kind.XCA, Kind.ATTENTION, Kind.P
 
 class Block(Value):
     """One piece of a detector at one resolution: the key of one table row.
+
+    The paper leaves some of its structure open. Fields that deviate from how this product reads it (reading R* of the
+    specification) are None where they do not.
 
     Attributes:
         kind: what it computes.
@@ -85,6 +109,12 @@ class Block(Value):
         activation: the non-linearity inside, where there is one.
         kept_tokens: tokens that pass the MLP of an ATTENTION block; None means all.
         anchor_px: anchor sides in input pixels (HEAD only).
+        stride: input pixels between two cells of the prediction map (HEAD only); None for 32.
+        mlp_ratio: hidden channels per channel, where there is an MLP; None for 4.
+        key_width: query and key channels per head (WMSA and SWMSA only); None for 16.
+        kernel: side of the convolution of ENTRY, ALIGN, SAM and SCM; None for 3.
+        stem_divisors: D1 over the channels of the first two convolutions (STEM only); None for 4 and 2.
+        upsample: how SAM and UP enlarge the coarse map; None for the deconvolution.
     """
 
     kind: Kind
@@ -96,6 +126,12 @@ class Block(Value):
     activation: Activation | None = None
     kept_tokens: int | None = Field(None, ge=1)
     anchor_px: tuple[int, ...] | None = None
+    stride: int | None = Field(None, gt=0)
+    mlp_ratio: int | None = Field(None, ge=1)
+    key_width: int | None = Field(None, ge=1)
+    kernel: int | None = Field(None, ge=1)
+    stem_divisors: tuple[int, int] | None = None
+    upsample: Upsample | None = None
 
     @cached_property
     def key(self) -> str:
@@ -106,6 +142,17 @@ class Block(Value):
     def tokens(self) -> int:
         """Cells of the first input's map."""
         return self.height * self.width
+
+    @property
+    def stem_widths(self) -> tuple[int, int]:
+        """Channels of the stem's first two convolutions."""
+        first, second = self.stem_divisors or STEM_DIVISORS
+        return self.channels_out // first, self.channels_out // second
+
+    @property
+    def hidden(self) -> int:
+        """Hidden channels of the MLP."""
+        return (self.mlp_ratio or MLP_RATIO) * self.channels_in
 
     @property
     def gives(self) -> Layout:

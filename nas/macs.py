@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import assert_never
 
-from nas.blocks import HEAD_WIDTH, WINDOW, XCA_HEADS, Block, Kind
+from nas.blocks import HEAD_WIDTH, KERNEL, KEY_WIDTH, WINDOW, XCA_HEADS, Block, Kind, Upsample
 
-MLP_RATIO = 4
+_WINDOWED = frozenset({Kind.WMSA, Kind.SWMSA})
 
 
 def gmacs(blocks: Iterable[Block]) -> float:
@@ -23,7 +23,7 @@ def attention_macs(block: Block) -> int:
     c, n = block.channels_in, block.tokens
     match block.kind:
         case Kind.WMSA | Kind.SWMSA:
-            return windows(block) * WINDOW**4 * 3 * c // 2
+            return windows(block) * WINDOW**4 * (_key_channels(block) + c)
         case Kind.XCA:
             return 2 * n * c * c // XCA_HEADS
         case Kind.ATTENTION:
@@ -37,33 +37,26 @@ def weight_macs(block: Block) -> int:
     c, out, n = block.channels_in, block.channels_out, block.tokens
     match block.kind:
         case Kind.STEM:
-            first, second, third = (_cells(block, stride) for stride in (2, 4, 8))
-            return 27 * (out // 4) * first + 9 * (out // 4) * (out // 2) * second + 9 * (out // 2) * out * third
+            first, second = block.stem_widths
+            return sum(
+                size * _cells(block, stride)
+                for size, stride in ((27 * first, 2), (9 * first * second, 4), (9 * second * out, 8))
+            )
         case Kind.ENTRY:
-            return 9 * c * out * _cells(block, 2)
-        case Kind.REP_CNN | Kind.ALIGN:
-            return 9 * c * out * n
+            return weights(block) * _cells(block, 2)
+        case Kind.REP_CNN | Kind.ALIGN | Kind.PROJECT | Kind.SPLIT_PROJECT | Kind.HEAD | Kind.XCA:
+            return weights(block) * n
         case Kind.WMSA | Kind.SWMSA:
-            return 11 * c * c * n
-        case Kind.XCA:
-            return (12 * c * c + 18 * c) * n
+            return (weights(block) - _position_bias(block)) * n
         case Kind.ATTENTION:
             kept = block.kept_tokens if block.kept_tokens is not None else n
-            return 4 * c * c * n + 2 * MLP_RATIO * c * c * kept
+            return 4 * c * c * n + 2 * c * block.hidden * kept
         case Kind.SAM:
-            return 9 * c * out * n + 4 * out * out * _cells(block, 2)
+            return _convolution(block) * n + _up(block) * _cells(block, 2)
         case Kind.SCM:
-            coarse = _cells(block, 2)
-            return 2 * MLP_RATIO * c * c * coarse + (9 * c * out * coarse if c != out else 0)
+            return weights(block) * _cells(block, 2)
         case Kind.UP:
-            return 4 * c * c * _cells(block, 2)
-        case Kind.PROJECT:
-            return c * out * n
-        case Kind.SPLIT_PROJECT:
-            return c // 2 * out * n
-        case Kind.HEAD:
-            anchors = len(block.anchor_px or ())
-            return 9 * anchors * (c // 2 * out + c * 4 + c) * n
+            return _up(block) * _cells(block, 2)
         case Kind.POOL | Kind.IDENTITY:
             return 0
     assert_never(block.kind)
@@ -81,26 +74,32 @@ def shift_padding(block: Block) -> int:
     return WINDOW - WINDOW // 2 if block.kind is Kind.SWMSA and not one_window else 0
 
 
-def parameters(block: Block) -> int:
-    """Count the weights of one deployed block (biases and constants left out, as in the specification's table)."""
+def weights(block: Block) -> int:
+    """Count the weights of one deployed block and the position biases as they are learnt, without other biases.
+
+    The specification's table counts so.
+    """
     c, out = block.channels_in, block.channels_out
     match block.kind:
         case Kind.STEM:
-            return 27 * (out // 4) + 9 * (out // 4) * (out // 2) + 9 * (out // 2) * out
-        case Kind.ENTRY | Kind.REP_CNN | Kind.ALIGN:
+            first, second = block.stem_widths
+            return 27 * first + 9 * first * second + 9 * second * out
+        case Kind.ENTRY | Kind.ALIGN:
+            return _convolution(block)
+        case Kind.REP_CNN:
             return 9 * c * out
         case Kind.WMSA | Kind.SWMSA:
-            return 11 * c * c + (2 * WINDOW - 1) ** 2 * (c // HEAD_WIDTH)
+            return 2 * c * _key_channels(block) + 2 * c * c + 2 * c * block.hidden + _position_bias(block)
         case Kind.XCA:
-            return 12 * c * c + 18 * c
+            return 4 * c * c + 18 * c + 2 * c * block.hidden
         case Kind.ATTENTION:
-            return 12 * c * c
+            return 4 * c * c + 2 * c * block.hidden
         case Kind.SAM:
-            return 9 * c * out + 4 * out * out
+            return _convolution(block) + _up(block)
         case Kind.SCM:
-            return 8 * c * c + (9 * c * out if c != out else 0)
+            return 2 * c * block.hidden + (_convolution(block) if c != out else 0)
         case Kind.UP:
-            return 4 * c * c
+            return _up(block)
         case Kind.PROJECT:
             return c * out
         case Kind.SPLIT_PROJECT:
@@ -112,10 +111,69 @@ def parameters(block: Block) -> int:
     assert_never(block.kind)
 
 
+def parameters(block: Block) -> int:
+    """Count the numbers that one deployed block carries: weights, biases, and position biases as they are expanded."""
+    expanded = WINDOW**4 * (block.channels_in // HEAD_WIDTH) - _position_bias(block)
+    temperatures = XCA_HEADS if block.kind is Kind.XCA else 0
+    return weights(block) + outputs(block) + temperatures + (expanded if block.kind in _WINDOWED else 0)
+
+
+def outputs(block: Block) -> int:
+    """Count the channels that convolutions and Linears write: each has gamma and beta, and one bias when deployed."""
+    c, out = block.channels_in, block.channels_out
+    match block.kind:
+        case Kind.STEM:
+            return sum(block.stem_widths) + out
+        case Kind.ENTRY | Kind.REP_CNN | Kind.ALIGN | Kind.PROJECT | Kind.SPLIT_PROJECT:
+            return out
+        case Kind.WMSA | Kind.SWMSA:
+            return 2 * _key_channels(block) + 3 * c + block.hidden
+        case Kind.XCA:
+            return 7 * c + block.hidden
+        case Kind.ATTENTION:
+            return 5 * c + block.hidden
+        case Kind.SAM:
+            return out + _sub_pixels(block)
+        case Kind.SCM:
+            return c + block.hidden + (out if c != out else 0)
+        case Kind.UP:
+            return _sub_pixels(block)
+        case Kind.HEAD:
+            return len(block.anchor_px or ()) * (out + 5)
+        case Kind.POOL | Kind.IDENTITY:
+            return 0
+    assert_never(block.kind)
+
+
 def weights_mib(blocks: Iterable[Block]) -> float:
     """Return the size of the blocks' weights in MiB, at 4 bytes each."""
-    return sum(4 * parameters(block) for block in blocks) / 2**20
+    return sum(4 * weights(block) for block in blocks) / 2**20
 
 
 def _cells(block: Block, stride: int) -> int:
     return -(-block.height // stride) * -(-block.width // stride)
+
+
+def _convolution(block: Block) -> int:
+    """Weights of the convolution from the first input's channels to the output's."""
+    return (block.kernel or KERNEL) ** 2 * block.channels_in * block.channels_out
+
+
+def _up(block: Block) -> int:
+    """Weights that enlarge the coarse map, and multiply-adds for each of its cells."""
+    return _sub_pixels(block) * block.channels_out
+
+
+def _sub_pixels(block: Block) -> int:
+    """Channels that the deconvolution writes at the coarse resolution."""
+    return 0 if block.upsample is Upsample.NEAREST else 4 * block.channels_out
+
+
+def _key_channels(block: Block) -> int:
+    """Query (or key) channels of window attention, of all heads."""
+    return block.channels_in // HEAD_WIDTH * (block.key_width or KEY_WIDTH)
+
+
+def _position_bias(block: Block) -> int:
+    """Entries of the table of relative positions."""
+    return (2 * WINDOW - 1) ** 2 * (block.channels_in // HEAD_WIDTH)

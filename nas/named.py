@@ -20,6 +20,10 @@ CONFIG_NAMES = tuple(_TABLE_3)
 """The configs `named_config` knows."""
 
 
+PAPER_GFLOPS = {"heatdetr-tiny": 67, "heatdetr-small": 69, "heatdetr-medium": 73, "heatdetr-large": 108}
+"""What Table 3 prints for them, in multiply-adds of 1e9."""
+
+
 def named_config(name: str, space: SearchSpace, *, image: tuple[int, int]) -> Config:
     """Return a detector of Table 3 as a config of `space`, at any input size (Table 3's 800x1333 is not in the space).
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from server.cli_detectors import macs
 from server.cli_options import (
     DEFAULT_DATA,
     DEFAULT_SERVER,
@@ -59,6 +60,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets that the product makes itself.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(table_app, name="table")
+app.command()(macs)
 
 
 def main() -> None:

@@ -5,16 +5,16 @@ Everything private to a block scales along: hidden widths and whole heads keep t
 attention the leading channels of each of its 8 heads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
 
-from nas.blocks import HEAD_WIDTH, XCA_HEADS, Kind
+from nas.blocks import HEAD_WIDTH, XCA_HEADS
 from nas.config import Config
-from nas.network import IMAGE, Site, tcm_width
+from nas.network import IMAGE, Site
 from supernet.detector import HeatDETR, module_key
 from supernet.layers.axes import Axis, Sliceable, Writer
 from supernet.supernet import Mixture, Supernet
@@ -84,7 +84,7 @@ def slices(supernet: Supernet, config: Config) -> dict[str, Slice]:
     """Say for every parameter and statistic of the config's `HeatDETR` which slice of the supernet it is."""
     with torch.device("meta"):
         shapes = HeatDETR(supernet.space, config)
-    cutter = _Cutter(supernet, config)
+    cutter = _Cutter(supernet, shapes.sites)
     found: dict[str, Slice] = {}
     for site in shapes.sites:
         key = module_key(site.name)
@@ -100,7 +100,7 @@ def mixture_slices(supernet: Supernet, narrow: Supernet) -> dict[str, Slice]:
 
     `narrow` spans the same space with one width left in each stage.
     """
-    cutter = _Cutter(supernet, narrow.frame)
+    cutter = _Cutter(supernet, narrow.sites)
     found: dict[str, Slice] = {}
     for site in narrow.sites:
         prefix = f"blocks.{module_key(site.name)}"
@@ -110,24 +110,23 @@ def mixture_slices(supernet: Supernet, narrow: Supernet) -> dict[str, Slice]:
 
 def group_share(supernet: Supernet, stage: int) -> tuple[float, ...]:
     """Return the share of each group of 32 channels in the residual stream of a stage (1..4), largest first, sum 1."""
-    strengths = _group_strengths(supernet, _streams(supernet.sites))[Stream(f"stage{stage}")].flatten().double()
+    strengths = _group_strengths(supernet)[Stream(f"stage{stage}")].flatten().double()
     total = strengths.sum()
     shares = strengths / total if total > 0 else torch.full_like(strengths, 1 / len(strengths))
     return tuple(shares.sort(descending=True).values.tolist())
 
 
 class _Cutter:
-    """Finds the indices of each axis for one config."""
+    """Finds the indices of each axis for one narrower network, whose walk it gets."""
 
-    def __init__(self, supernet: Supernet, config: Config) -> None:
+    def __init__(self, supernet: Supernet, narrow: Sequence[Site]) -> None:
         self.supernet = supernet
         self.full = {site.name: site for site in supernet.sites}
         self.streams = _streams(supernet.sites)
-        widths = {f"stage{number}": width for number, width in enumerate(config.widths, start=1)}
-        widths |= dict.fromkeys(("t1", "t2"), tcm_width(config.widths[-1]))
+        widths = {site.stream: site.block.channels_out for site in narrow}
         self.kept = {
             stream: _kept(strengths, stream, widths[stream.name])
-            for stream, strengths in _group_strengths(supernet, self.streams).items()
+            for stream, strengths in _group_strengths(supernet).items()
         }
 
     def site(self, site: Site, prefix: str, module: nn.Module, *, source: str) -> dict[str, Slice]:
@@ -182,20 +181,11 @@ class _Cutter:
         return self.kept[self.streams[name]]
 
 
-def _streams(sites: tuple[Site, ...]) -> dict[str, Stream]:
+def _streams(sites: Sequence[Site]) -> dict[str, Stream]:
     """Return the stream that each site writes, by site name."""
-    streams = {IMAGE: Stream(IMAGE)}
-    for site in sites:
-        match site.block.kind:
-            case Kind.STEM | Kind.ENTRY | Kind.SAM | Kind.SCM:
-                streams[site.name] = Stream(f"stage{site.stage}")
-            case Kind.PROJECT:
-                streams[site.name] = Stream("t1", segments=2)
-            case Kind.SPLIT_PROJECT:
-                streams[site.name] = Stream("t2")
-            case _:
-                streams[site.name] = streams[site.inputs[0]]
-    return streams
+    return {IMAGE: Stream(IMAGE)} | {
+        site.name: Stream(site.stream, segments=2 if site.stream == "t1" else 1) for site in sites
+    }
 
 
 def _kept(strengths: Tensor, stream: Stream, width: int) -> Tensor:
@@ -209,8 +199,9 @@ def _kept(strengths: Tensor, stream: Stream, width: int) -> Tensor:
     return (starts.flatten()[:, None] * stream.group + torch.arange(stream.group)).flatten()
 
 
-def _group_strengths(supernet: Supernet, streams: Mapping[str, Stream]) -> dict[Stream, Tensor]:
+def _group_strengths(supernet: Supernet) -> dict[Stream, Tensor]:
     """Sum |gamma| * L1 of all writers over each group of each stream: (segments, groups)."""
+    streams = _streams(supernet.sites)
     total: dict[Stream, Tensor] = {}
     for site in supernet.sites:
         for layer in supernet.blocks[module_key(site.name)].modules():

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nas.blocks import Block, Kind, Layout
+from nas.blocks import KERNEL, Block, Kind, Layout
 from nas.config import Config
 from nas.network import IMAGE, Site
 from nas.space import SearchSpace
@@ -78,7 +78,7 @@ class Supernet(nn.Module):
         for site in self.sites:
             received = tuple(given[name] for name in site.inputs)
             blocks = [block.model_copy(update={"layouts": received}) for block in candidates[site.name]]
-            module = _module(site.name, blocks)
+            module = _module(site.name, blocks, spare_kernel=space.structure.project_kernel or KERNEL)
             given[site.name] = module.gives if isinstance(module, Mixture) else blocks[0].gives
             self.blocks[module_key(site.name)] = module
             if isinstance(module, Mixture):
@@ -160,12 +160,12 @@ def _candidates(space: SearchSpace, frame: Config) -> dict[str, list[Block]]:
     return {name: list(blocks.values()) for name, blocks in found.items()}
 
 
-def _module(site: str, blocks: list[Block]) -> nn.Module:
+def _module(site: str, blocks: list[Block], *, spare_kernel: int) -> nn.Module:
     stage, _, place = site.partition(".")
     if stage.startswith("stage") and place != "entry":
         return Mixture(blocks, identity=place != "global")
-    # Subnets whose two widths differ need SCM's 3x3 convolution even where the widest do not.
-    return SCM(blocks[0], spare=True) if blocks[0].kind is Kind.SCM else build_block(blocks[0])
+    # Subnets whose two widths differ need SCM's convolution even where the widest do not.
+    return SCM(blocks[0], spare_kernel=spare_kernel) if blocks[0].kind is Kind.SCM else build_block(blocks[0])
 
 
 def _noise(images: int, count: int, generator: torch.Generator, noise: Noise) -> Tensor:

@@ -1,6 +1,7 @@
 """Small spaces with planted tables and importance: enough freedom to go wrong, few enough configs to enumerate."""
 
 from itertools import product
+from typing import Literal
 
 import numpy as np
 
@@ -17,11 +18,11 @@ PROVENANCE = Provenance(
 )
 
 
-def small_space() -> SearchSpace:
+def small_space(stride: Literal[16] | None = None) -> SearchSpace:
     two = (Kind.REP_CNN, Kind.WMSA)
     return SearchSpace(
         name="small",
-        structure=Structure(classes=2, tcm_depths=(1, 1), anchor_px=(32,)),
+        structure=Structure(classes=2, tcm_depths=(1, 1), anchor_px=(32,), stride=stride),
         stages=(
             StageChoices(slots=1, widths=(32, 64), local_kinds=two),
             StageChoices(slots=2, widths=(32, 64), local_kinds=two),

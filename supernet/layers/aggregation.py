@@ -1,14 +1,15 @@
 """SAM, SCM and TCM: what joins the scales (paper eq. 3-5) besides the global blocks that follow each of them."""
 
 from torch import Tensor, nn
+from torch.nn import functional
 
-from nas.blocks import Block
-from nas.macs import MLP_RATIO
+from nas.blocks import Block, Upsample
 from supernet.layers.axes import Axis
 from supernet.layers.conv_bn import ConvBN
 from supernet.layers.layout import first_rows, first_spatial, to_rows, to_spatial
 from supernet.layers.linear_bn import LinearBN
 from supernet.layers.mlp import make_activation
+from supernet.layers.stem import convolution
 
 
 class DoubleUp(nn.Module):
@@ -26,15 +27,36 @@ class DoubleUp(nn.Module):
         return x.reshape(x.shape[0], x.shape[1], 2 * self.height, 2 * self.width)
 
 
+class NearestUp(nn.Module):
+    """x2 up-sampling without weights: each cell four times."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Take rows (B*h*w, C), return (B, C, 2h, 2w)."""
+        x = rows.view(-1, self.height, self.width, rows.shape[1]).permute(0, 3, 1, 2)
+        return functional.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _make_up(block: Block) -> nn.Module:
+    """Return what brings the coarse map to the resolution of a block's first input."""
+    height, width = block.height // 2, block.width // 2
+    if block.upsample is Upsample.NEAREST:
+        return NearestUp(height, width)
+    return DoubleUp(block.channels_out, height, width)
+
+
 class SAM(nn.Module):
     """A_lo(low) + up(high): the merge of a semantic-augmented module, at the resolution of `low`: (B, C_out, H, W)."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
-        self.align = ConvBN(block.channels_in, block.channels_out, reads=Axis.IN, writes=Axis.OUT)
+        self.align = convolution(block)
         self.activation = make_activation(block.activation)
-        self.up = DoubleUp(block.channels_out, block.height // 2, block.width // 2)
+        self.up = _make_up(block)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """Merge the fine map (H, W) with the coarse one (H/2, W/2)."""
@@ -46,23 +68,25 @@ class SAM(nn.Module):
 class SCM(nn.Module):
     """The down-sampling attention of eq. 5 on the fine map, plus the coarse one: (B, C_out, H/2, W/2).
 
-    I = pool(fine); I += BN(1x1(act(BN(1x1(I))))); a 3x3 convolution with BN where the widths differ; + coarse.
+    I = pool(fine); I += BN(1x1(act(BN(1x1(I))))); a convolution with BN where the widths differ; + coarse.
 
     Attributes:
-        spare: keep the 3x3 convolution although the widths agree: narrower subnets of a supernet may need it.
+        spare_kernel: side of a convolution to keep although the widths agree: narrower subnets may need it.
     """
 
-    def __init__(self, block: Block, *, spare: bool = False) -> None:
+    def __init__(self, block: Block, *, spare_kernel: int | None = None) -> None:
         super().__init__()
         self.block = block
         channels = block.channels_in
         self.pool = nn.AvgPool2d(2)
-        self.expand = ConvBN(channels, MLP_RATIO * channels, 1, reads=Axis.IN, writes=Axis.INNER)
+        self.expand = ConvBN(channels, block.hidden, 1, reads=Axis.IN, writes=Axis.INNER)
         self.activation = make_activation(block.activation)
-        self.reduce = ConvBN(MLP_RATIO * channels, channels, 1, reads=Axis.INNER, writes=Axis.IN, last=True)
+        self.reduce = ConvBN(block.hidden, channels, 1, reads=Axis.INNER, writes=Axis.IN, last=True)
         self.widens = channels != block.channels_out
-        if self.widens or spare:
-            self.project = ConvBN(channels, block.channels_out, reads=Axis.IN, writes=Axis.OUT)
+        if self.widens:
+            self.project = convolution(block)
+        elif spare_kernel is not None:
+            self.project = convolution(block.model_copy(update={"kernel": spare_kernel}))
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Combine the fine map (H, W) with the coarse one (H/2, W/2)."""
@@ -81,7 +105,7 @@ class Up(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
-        self.up = DoubleUp(block.channels_out, block.height // 2, block.width // 2)
+        self.up = _make_up(block)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Add the up-sampled coarse map to the fine one."""

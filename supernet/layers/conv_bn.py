@@ -30,7 +30,7 @@ class ConvBN(nn.Module, Writer):
         self.reads, self.writes = reads, writes
         groups = channels_in if depthwise else 1
         self.conv = nn.Conv2d(
-            channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
+            channels_in, channels_out, kernel, stride=stride, padding=(kernel - 1) // 2, groups=groups, bias=False
         )
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
         self.norm = nn.BatchNorm2d(channels_out)

@@ -33,7 +33,7 @@ class XCA(nn.Module):
         self.temperature = nn.Parameter(torch.ones(XCA_HEADS, 1, 1))
         self.proj = ChannelLinearBN(channels, channels, reads=Axis.XCA_INNER, writes=Axis.OUT, last=True)
         self.lpi = LocalPatchInteraction(channels, block.activation)
-        self.mlp = MLP(channels, block.activation)
+        self.mlp = MLP(block)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend and mix neighbours on channel-major maps, then run the MLP on tokens."""
@@ -88,7 +88,7 @@ class Attention(nn.Module):
             channels, 3 * channels, reads=Axis.IN, writes=Axis.INNER, row_scale=per_head.repeat(self.heads)
         )
         self.proj = LinearBN(channels, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
-        self.mlp = MLP(channels, block.activation)
+        self.mlp = MLP(block)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, C)."""

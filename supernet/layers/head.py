@@ -1,4 +1,4 @@
-"""The detection head: anchors at stride 32, three 3x3 convolutions, and the decoding of boxes (YOLOF)."""
+"""The detection head: anchors at one stride, three 3x3 convolutions, and the decoding of boxes (YOLOF)."""
 
 import math
 from typing import NamedTuple
@@ -35,9 +35,12 @@ class RawPrediction(NamedTuple):
 
 
 def make_anchors(block: Block) -> Tensor:
-    """Return the anchors of a HEAD block as (N, 4): cx, cy, w, h in input pixels; cell (i, j) centres at (32j, 32i)."""
-    rows = torch.arange(block.height) * PREDICTION_STRIDE
-    columns = torch.arange(block.width) * PREDICTION_STRIDE
+    """Return the anchors of a HEAD block as (N, 4): cx, cy, w, h in input pixels.
+
+    Cell (i, j) centres at (stride * j, stride * i).
+    """
+    stride = block.stride or PREDICTION_STRIDE
+    rows, columns = torch.arange(block.height) * stride, torch.arange(block.width) * stride
     sides = torch.tensor(block.anchor_px or ())
     cy, cx, side = torch.meshgrid(rows, columns, sides, indexing="ij")
     return torch.stack((cx, cy, side, side), dim=-1).reshape(-1, 4).to(torch.float32)

@@ -4,8 +4,7 @@ from typing import assert_never
 
 from torch import Tensor, nn
 
-from nas.blocks import Activation
-from nas.macs import MLP_RATIO
+from nas.blocks import Activation, Block
 from supernet.layers.axes import Axis
 from supernet.layers.linear_bn import LinearBN
 
@@ -25,13 +24,13 @@ def make_activation(activation: Activation | None) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """LinearBN to 4C, activation, LinearBN back, on rows (B*N, C); the caller adds the residual."""
+    """LinearBN to the hidden channels, activation, LinearBN back, on rows (B*N, C); the caller adds the residual."""
 
-    def __init__(self, channels: int, activation: Activation | None) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        hidden = MLP_RATIO * channels
+        channels, hidden = block.channels_in, block.hidden
         self.expand = LinearBN(channels, hidden, reads=Axis.IN, writes=Axis.INNER)
-        self.activation = make_activation(activation)
+        self.activation = make_activation(block.activation)
         self.reduce = LinearBN(hidden, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
 
     def forward(self, x: Tensor) -> Tensor:

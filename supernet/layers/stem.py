@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from nas.blocks import Block
+from nas.blocks import KERNEL, Block
 from supernet.layers.axes import Axis
 from supernet.layers.conv_bn import ConvBN
 from supernet.layers.layout import first_spatial
@@ -14,10 +14,10 @@ class Stem(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        out = block.channels_out
-        self.first = ConvBN(block.channels_in, out // 4, reads=Axis.WHOLE, writes=Axis.INNER, stride=2)
-        self.second = ConvBN(out // 4, out // 2, reads=Axis.INNER, writes=Axis.INNER, stride=2)
-        self.third = ConvBN(out // 2, out, reads=Axis.INNER, writes=Axis.OUT, stride=2)
+        first, second = block.stem_widths
+        self.first = ConvBN(block.channels_in, first, reads=Axis.WHOLE, writes=Axis.INNER, stride=2)
+        self.second = ConvBN(first, second, reads=Axis.INNER, writes=Axis.INNER, stride=2)
+        self.third = ConvBN(second, block.channels_out, reads=Axis.INNER, writes=Axis.OUT, stride=2)
         self.activation = make_activation(block.activation)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -27,13 +27,19 @@ class Stem(nn.Module):
         return y
 
 
+def convolution(block: Block, *, stride: int = 1) -> ConvBN:
+    """Return the convolution with BN from the channels of a block's first input to those of its output."""
+    kernel = block.kernel or KERNEL
+    return ConvBN(block.channels_in, block.channels_out, kernel, reads=Axis.IN, writes=Axis.OUT, stride=stride)
+
+
 class Entry(nn.Module):
-    """E_i: 3x3 convolution with stride 2 and BN that opens a stage: (B, C_out, H/2, W/2)."""
+    """E_i: convolution (3x3, or 2x2) with stride 2 and BN that opens a stage: (B, C_out, H/2, W/2)."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
-        self.conv = ConvBN(block.channels_in, block.channels_out, reads=Axis.IN, writes=Axis.OUT, stride=2)
+        self.conv = convolution(block, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""
@@ -42,12 +48,12 @@ class Entry(nn.Module):
 
 
 class Align(nn.Module):
-    """A_hi of SAM2: 3x3 convolution, BN, activation: (B, C_out, H, W)."""
+    """A_hi of SAM2: convolution (3x3, or 1x1), BN, activation: (B, C_out, H, W)."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
-        self.conv = ConvBN(block.channels_in, block.channels_out, reads=Axis.IN, writes=Axis.OUT)
+        self.conv = convolution(block)
         self.activation = make_activation(block.activation)
 
     def forward(self, x: Tensor) -> Tensor:

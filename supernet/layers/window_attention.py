@@ -4,15 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.blocks import HEAD_WIDTH, WINDOW, Block
+from nas.blocks import HEAD_WIDTH, KEY_WIDTH, WINDOW, Block
 from nas.macs import shift_padding
 from supernet.layers.axes import Axis, Sliceable
 from supernet.layers.layout import first_rows
 from supernet.layers.linear_bn import LinearBN
 from supernet.layers.mlp import MLP
-
-KEY_WIDTH = 16
-"""Query and key channels per head."""
 
 MASKED = -1e4
 """Bias of a padded key: its weight underflows to exactly 0, and it fits float16."""
@@ -33,14 +30,14 @@ class WindowAttention(nn.Module):
         channels = block.channels_in
         self.heads = channels // HEAD_WIDTH
         self.windows = _Windows(block)
-        per_head = torch.ones(2 * KEY_WIDTH + HEAD_WIDTH)
-        per_head[:KEY_WIDTH] = KEY_WIDTH**-0.5
-        self.qkv = LinearBN(
-            channels, 2 * channels, reads=Axis.IN, writes=Axis.INNER, row_scale=per_head.repeat(self.heads)
-        )
+        self.key_width = block.key_width or KEY_WIDTH
+        per_head = torch.ones(2 * self.key_width + HEAD_WIDTH)
+        per_head[: self.key_width] = self.key_width**-0.5
+        row_scale = per_head.repeat(self.heads)
+        self.qkv = LinearBN(channels, len(row_scale), reads=Axis.IN, writes=Axis.INNER, row_scale=row_scale)
         self.position = RelativePosition(self.heads)
         self.proj = LinearBN(channels, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
-        self.mlp = MLP(channels, block.activation)
+        self.mlp = MLP(block)
         self.register_buffer("mask", self.windows.mask(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,9 +48,9 @@ class WindowAttention(nn.Module):
         return x.view(-1, self.block.tokens, x.shape[1])
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Attend within windows: (B*H*W, heads * (16 + 16 + 32)) -> (B*H*W, heads * 32)."""
+        """Attend within windows: (B*H*W, heads * (2 * key width + 32)) -> (B*H*W, heads * 32)."""
         parts = self.windows.cut(qkv, self.heads)
-        query, key, value = torch.split(parts, [KEY_WIDTH, KEY_WIDTH, HEAD_WIDTH], dim=-1)
+        query, key, value = torch.split(parts, [self.key_width, self.key_width, HEAD_WIDTH], dim=-1)
         scores = query @ key.transpose(-2, -1) + self.position()
         if self.mask is not None:
             scores = scores + self.mask

@@ -12,11 +12,11 @@ from nas.config import Config
 from nas.errors import BudgetUnreachable, InvalidConfig, MissingBlocks
 from nas.exact import fastest, front, optimum
 from nas.latency import LatencyModel
-from nas.macs import parameters
+from nas.macs import weights
 from nas.quality import AdditiveScore
 from nas.sampling import random_config
 from nas.space import SearchSpace, named_space
-from tests.planted_space import planted_importance, planted_latency, small_space
+from tests.planted_space import every_config, planted_importance, planted_latency, small_space
 
 
 @settings(max_examples=15, deadline=None)
@@ -36,6 +36,18 @@ def test_optimum_equals_brute_force(
         assert found.score == pytest.approx(score(found.config), abs=1e-9)
         assert found.latency_ms == latency.predict_ms(space.blocks(found.config))
         assert latency.holds(found.latency_ms, budget.latency_ms)
+
+
+def test_optimum_equals_brute_force_with_a_prediction_map_at_stride_16() -> None:
+    space = small_space(stride=16)
+    configs, latency = every_config(space), planted_latency(space, 3)
+    score = AdditiveScore.from_importance(space, planted_importance(space, 4))
+    times = [latency.bound_ms(space.blocks(config)) for config in configs]
+    for limit in np.quantile(times, (0, 0.01, 0.1, 0.5, 1)):
+        found = optimum(space, latency, score, Budget(latency_ms=float(limit)))
+        expected = max(score(config) for config, ms in zip(configs, times, strict=True) if ms <= limit)
+        assert found.score == pytest.approx(expected, abs=1e-9)
+        assert found.latency_ms == latency.predict_ms(space.blocks(found.config)) <= limit
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.03, 0.1])
@@ -76,7 +88,7 @@ def test_the_block_that_binds_is_costliest_with_its_weights_fetched(space: Searc
     rows = {block: 1.1 if block.kind is Kind.STEM else 1.0 for block in space.all_blocks()}
     assert fastest(space, LatencyModel(rows)).binding.startswith("stem ")
     found = fastest(space, LatencyModel(rows, fetch_ms_per_mib=100.0))
-    assert found.binding == max(space.blocks(found.config), key=parameters).label
+    assert found.binding == max(space.blocks(found.config), key=weights).label
     assert not found.binding.startswith("stem ")
 
 

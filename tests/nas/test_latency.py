@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from nas.budgets import Budget
 from nas.errors import InvalidBudget, MissingBlocks
 from nas.latency import LatencyModel
-from nas.macs import parameters
+from nas.macs import weights
 from nas.space import SearchSpace
 from tests.planted_space import planted_latency
 
 
 def test_prediction_is_slope_times_rows_and_fetching_with_repeats(space: SearchSpace) -> None:
     block = space.blocks(space.largest())[0]
-    mib = 4 * parameters(block) / 2**20
+    mib = 4 * weights(block) / 2**20
     model = LatencyModel({block: 2.0}, fetch_ms_per_mib=0.5 / mib, slope=1.2, margin=0.1)
     assert model.block_ms(block) == pytest.approx(2.5)
     assert model.predict_ms([block, block]) == pytest.approx(6.0)

@@ -16,11 +16,11 @@ from nas.sampling import random_config
 from nas.space import SPACE_NAMES, Move, SearchSpace, StageChoices, named_space
 from tests.planted_space import every_config, small_space
 
-SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES}
+SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES} | {"stride 16": small_space(stride=16)}
 BLOCKS = {name: frozenset(space.all_blocks()) for name, space in SPACES.items()}
 
 
-@pytest.mark.parametrize("name", SPACE_NAMES)
+@pytest.mark.parametrize("name", SPACES)
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_all_blocks_holds_every_block_of_every_config(name: str, seed: int) -> None:
@@ -34,7 +34,7 @@ def test_all_blocks_holds_nothing_that_no_config_needs(space: SearchSpace, confi
     assert set(space.all_blocks()) == needed
 
 
-@pytest.mark.parametrize("name", SPACE_NAMES)
+@pytest.mark.parametrize("name", SPACES)
 def test_site_stage_tells_the_only_widths_a_block_depends_on(name: str) -> None:
     space, rng = SPACES[name], np.random.default_rng(7)
     compared = dict.fromkeys((1, 2, 3, 4), 0)
@@ -132,6 +132,15 @@ def test_a_kind_is_a_choice_only_once(field: str) -> None:
         ({"tcm_depths": (-1, 2)}, r"tcm_depths \(-1, 2\) must not be negative"),
         ({"anchor_px": ()}, r"anchor_px \(\) must be positive sides in pixels: name at least one"),
         ({"anchor_px": (32, 0)}, r"anchor_px \(32, 0\) must be positive sides"),
+        ({"stem_divisors": (0, 1)}, r"stem_divisors \(0, 1\) must be one of \(\(2, 2\), \(2, 1\), \(1, 1\)\)"),
+        ({"stem_divisors": (4, 2)}, r"stem_divisors \(4, 2\) must be one of .*, or None for \(4, 2\)"),
+        ({"window_mlp": 4}, "window_mlp 4 must be 1 to 8, and None for 4: change it"),
+        ({"tcm_mlp": 0}, "tcm_mlp 0 must be 1 to 8"),
+        ({"scm_mlp": 9}, "scm_mlp 9 must be 1 to 8"),
+        ({"stride": 32}, "Input should be 16"),
+        ({"entry_kernel": 3}, "Input should be 2"),
+        ({"align_kernel": 3}, "Input should be 1"),
+        ({"key_width": 16}, "Input should be 32"),
     ],
 )
 def test_a_structure_that_no_detector_has_is_refused(

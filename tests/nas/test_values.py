@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from nas.blocks import Activation, Block, Kind, Layout
+from nas.blocks import Activation, Block, Kind, Layout, Upsample
 from nas.budgets import Budget
 from nas.config import Config
 from nas.exact import fastest, front
@@ -38,10 +38,30 @@ def test_identity_is_a_hash_of_canonical_json() -> None:
         {"activation": Activation.GELU},
         {"kept_tokens": 100},
         {"anchor_px": (32,)},
+        {"stride": 16},
+        {"mlp_ratio": 2},
+        {"key_width": 32},
+        {"kernel": 1},
+        {"stem_divisors": (2, 1)},
+        {"upsample": Upsample.NEAREST},
     ],
 )
 def test_every_field_of_a_block_is_part_of_its_key(change: dict[str, object]) -> None:
     assert block(**change).key != block().key
+
+
+def test_no_field_of_a_block_is_forgotten_here() -> None:
+    [parameters] = [mark.args[1] for mark in test_every_field_of_a_block_is_part_of_its_key.pytestmark]
+    assert {name for change in parameters for name in change} == set(Block.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "identity"),
+    [("heatdetr", "4f19f71c8967b2c3"), ("heatdetr-edge", "4bc5dcd7cb6f2ded"), ("heatdetr-nano", "cc7d09c937d1e496")],
+)
+def test_the_named_spaces_keep_their_identities(name: str, identity: str) -> None:
+    """Importance, tables and configs are bound to them: a new field must not show where it changes nothing."""
+    assert named_space(name, classes=3).id == identity
 
 
 def test_a_changed_copy_has_its_own_identity() -> None:

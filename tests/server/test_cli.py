@@ -91,6 +91,15 @@ def test_spaces_are_listed_on_a_base_install() -> None:
     assert nano.split()[-1] == str(len(named_space("heatdetr-nano", classes=3).all_blocks()))
 
 
+def test_table_3_is_counted_on_a_base_install() -> None:
+    done = on_base_install("macs")
+    assert (done.returncode, done.stderr) == (0, "")
+    header, *rows = [line.split() for line in done.stdout.splitlines()]
+    assert header == ["detector", "GMACs", "A", "GMACs", "B", "GMACs", "C", "paper", "parameters", "M"]
+    assert rows[0] == ["heatdetr-tiny", "54.52", "66.94", "56.63", "67", "42.27"]
+    assert [row[0] for row in rows] == ["heatdetr-tiny", "heatdetr-small", "heatdetr-medium", "heatdetr-large"]
+
+
 @pytest.mark.parametrize(
     ("command", "extra"), [(["serve"], "server"), (["worker"], "server"), (["data", "make", "shapes"], "train")]
 )

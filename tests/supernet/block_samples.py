@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from nas.blocks import Activation, Block, Kind, Layout
-from nas.space import named_space
+from nas.blocks import Activation, Block, Kind, Layout, Upsample
+from nas.network import Structure
+from nas.space import SearchSpace, StageChoices, named_space
 from supernet.export import input_shapes
 
 NANO = named_space("heatdetr-nano", classes=3)
@@ -16,6 +17,43 @@ BLOCKS = [
     Block(kind=Kind.SWMSA, channels_in=32, channels_out=32, height=5, width=14, activation=Activation.HARDSWISH),
     Block(kind=Kind.XCA, channels_in=96, channels_out=96, height=6, width=10, activation=Activation.GELU),
     Block(kind=Kind.ATTENTION, channels_in=64, channels_out=64, height=5, width=6, activation=Activation.GELU),
+]
+
+DEVIANT = Structure(
+    classes=3,
+    activation=Activation.GELU,
+    context_kind=Kind.ATTENTION,
+    tcm_depths=(1, 1),
+    anchor_px=(16, 32),
+    stride=16,
+    stem_divisors=(2, 1),
+    entry_kernel=2,
+    align_kernel=1,
+    project_kernel=1,
+    upsample=Upsample.NEAREST,
+    key_width=32,
+    window_mlp=2,
+    channel_mlp=3,
+    token_mlp=2,
+    tcm_mlp=1,
+    scm_mlp=2,
+)
+"""A reading of the paper that differs from R* in every open point."""
+
+DEVIANT_SPACE = SearchSpace(
+    name="deviant",
+    structure=DEVIANT,
+    stages=(
+        StageChoices(slots=1, widths=(32,)),
+        StageChoices(slots=1, widths=(32, 64)),
+        StageChoices(slots=1, widths=(64, 96)),
+        StageChoices(slots=1, widths=(64, 96), global_kinds=(Kind.ATTENTION, Kind.XCA)),
+    ),
+    images=((128, 192),),
+)
+
+DEVIANT_BLOCKS = [
+    *{(block.kind, block.channels_in == block.channels_out): block for block in DEVIANT_SPACE.all_blocks()}.values()
 ]
 
 SPARSE = Block(

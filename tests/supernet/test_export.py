@@ -27,7 +27,7 @@ from supernet.export import (
     randomise_statistics,
 )
 from supernet.fusing import fuse
-from tests.supernet.block_samples import BLOCKS, NANO, random_inputs
+from tests.supernet.block_samples import BLOCKS, DEVIANT_SPACE, NANO, random_inputs
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,20 @@ def test_whole_detectors_compute_what_their_modules_compute(config: Config) -> N
     assert not {"Shape", "BatchNormalization"} & {node.op_type for node in model.graph.node}
     boxes, scores = _run(graph.onnx, [np.zeros((1, 3, 192, 192), np.float32)])
     assert (boxes.shape, scores.shape) == ((1, 144, 4), (1, 144, 3))
+
+
+def test_other_readings_of_the_paper_compute_what_their_modules_compute() -> None:
+    torch.manual_seed(0)
+    kinds = [(Kind.WMSA,), (Kind.SWMSA,), (Kind.WMSA,), (Kind.SWMSA,)]
+    config = DEVIANT_SPACE.smallest()
+    for index, slots in enumerate(kinds):
+        config = config.with_stage(index, config.stages[index].model_copy(update={"slots": slots}))
+    detector = HeatDETR(DEVIANT_SPACE, config)
+    randomise_detector(detector)
+    graph = export_detector(detector)
+    assert graph.parity.max_abs_diff <= 1e-4 * graph.parity.scale
+    boxes, scores = _run(graph.onnx, [np.zeros((1, 3, 128, 192), np.float32)])
+    assert (boxes.shape, scores.shape) == ((1, 8 * 12 * 2, 4), (1, 8 * 12 * 2, 3))
 
 
 class Two(nn.Module):

@@ -12,7 +12,7 @@ from supernet.detector import HeatDETR
 from supernet.export import randomise_statistics
 from supernet.extraction import cut, extract, group_share, sliced_parameters, slices
 from supernet.supernet import Supernet
-from tests.supernet.block_samples import NANO
+from tests.supernet.block_samples import DEVIANT, DEVIANT_SPACE, NANO
 
 IMAGES = torch.rand(2, 3, 192, 192, generator=torch.Generator().manual_seed(5))
 
@@ -66,6 +66,66 @@ def test_slices_run_in_place_are_the_extracted_subnet(config: Config) -> None:
         in_place = functional_call(template, sliced_parameters(SUPERNET, config), (IMAGES,))
         for wanted, got in zip(subnet(IMAGES), in_place, strict=True):
             assert (wanted - got).abs().max() <= 1e-5 * max(1, wanted.abs().max())
+
+
+LEARNT_UP = DEVIANT_SPACE.model_copy(update={"structure": DEVIANT.model_copy(update={"upsample": None})})
+
+
+@pytest.mark.parametrize("space", [DEVIANT_SPACE, LEARNT_UP], ids=["nearest", "learnt"])
+def test_other_readings_of_the_paper_are_cut_out_alike(space: SearchSpace) -> None:
+    supernet, images = _supernet(space).double(), IMAGES[:, :, :128].double()
+    widths = set()
+    with torch.no_grad():
+        for config in list(space.covering_configs((128, 192)))[::5]:
+            subnet = extract(supernet, config).double()
+            template = HeatDETR(space, config).double().eval()
+            template.load_state_dict(
+                {name: tensor for name, tensor in subnet.state_dict().items() if "norm." in name}, strict=False
+            )
+            found = subnet(images)
+            in_place = functional_call(template, sliced_parameters(supernet, config), (images,))
+            compared = [in_place]
+            if config.widths == (32, 64, 96, 96):
+                gates = {name: gate.double() for name, gate in supernet.one_hot_gates(config).items()}
+                compared.append(supernet(images, gates))
+            for other in compared:
+                for wanted, got in zip(other, found, strict=True):
+                    assert (wanted - got).abs().max() <= 1e-9 * max(1, wanted.abs().max())
+            widths.add((config.widths, len(compared)))
+    assert ((32, 64, 96, 96), 2) in widths
+    assert {one for one, _ in widths} >= {(32, 64, 96, 96), (32, 64, 64, 64)}
+
+
+def test_what_meets_at_stride_16_keeps_the_same_channels_of_stage_3() -> None:
+    supernet = _supernet(LEARNT_UP)
+    for layer in ("scm_up.up.expand", "scm_global1.mlp.reduce", "scm_align.conv"):
+        with torch.no_grad():
+            supernet.get_parameter(f"blocks.{layer}.norm.weight")[-32:] = 100  # the last group is the strongest
+    parts = slices(supernet, LEARNT_UP.smallest())
+    [kept] = {
+        tuple(axis.tolist())
+        for name, number in (
+            ("scm_align.conv.conv.weight", 0),
+            ("scm_down1.project.conv.weight", 0),
+            ("scm_up.up.expand.linear.weight", 1),
+            ("tcm_project1.linear.linear.weight", 1),
+            ("stage3_entry.conv.conv.weight", 0),
+        )
+        if (axis := parts[f"blocks.{name}"].axes[number]) is not None
+    }
+    assert len(kept) == 64
+    assert set(range(64, 96)) <= set(kept)
+
+
+def test_a_prediction_map_at_stride_16_has_the_width_of_stage_3() -> None:
+    supernet = _supernet(DEVIANT_SPACE)
+    narrow = extract(supernet, DEVIANT_SPACE.smallest())
+    by_name = {site.name: site for site in narrow.sites}
+    assert by_name["scm.align"].block.channels_out == by_name["scm.global2"].block.channels_in == 64
+    assert by_name["tcm.project1"].block.channels_out == tcm_width(64)
+    assert (by_name["head"].block.height, by_name["head"].block.width) == (8, 12)
+    [shape] = {tuple(narrow.head.anchors[:, :2].max(dim=0).values.tolist())}
+    assert shape == (11 * 16, 7 * 16)
 
 
 def test_training_a_narrow_subnet_teaches_the_supernet() -> None:

@@ -6,15 +6,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.blocks import WINDOW, Activation, Block, Kind, Layout
-from nas.macs import macs, parameters
+from nas.macs import macs, parameters, weights
 from supernet.detector import build_block
 from supernet.export import randomise_statistics
 from supernet.fusing import fuse
 from supernet.layers.head import RawPrediction, decode, make_anchors, score
 from supernet.layers.layout import to_spatial, to_tokens
 from supernet.layers.linear_bn import ChannelLinear
-from supernet.layers.window_attention import RelativePosition, WindowAttention
-from tests.supernet.block_samples import BLOCKS, SPARSE, random_inputs
+from supernet.layers.window_attention import Constant, RelativePosition, WindowAttention
+from tests.supernet.block_samples import BLOCKS, DEVIANT_BLOCKS, SPARSE, random_inputs
 
 WIDE = [
     Block(kind=Kind.SWMSA, channels_in=384, channels_out=384, height=25, width=42, activation=Activation.GELU),
@@ -23,7 +23,7 @@ WIDE = [
 ]
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, SPARSE, *WIDE], ids=lambda block: block.label)
+@pytest.mark.parametrize("block", [*BLOCKS, *DEVIANT_BLOCKS, SPARSE, *WIDE], ids=lambda block: block.label)
 def test_multiply_adds_of_the_deployed_module_are_those_of_the_arithmetic(block: Block) -> None:
     module = fuse(build_block(block)).to("meta")
     with FlopCounterMode(display=False) as counter:
@@ -31,12 +31,19 @@ def test_multiply_adds_of_the_deployed_module_are_those_of_the_arithmetic(block:
     assert counter.get_total_flops() == 2 * macs(block)
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, *WIDE], ids=lambda block: block.label)
+@pytest.mark.parametrize("block", [*BLOCKS, *DEVIANT_BLOCKS, *WIDE], ids=lambda block: block.label)
+def test_numbers_of_the_deployed_module_are_those_of_the_arithmetic(block: Block) -> None:
+    module = fuse(build_block(block))
+    biases = sum(layer.value.numel() for layer in module.modules() if isinstance(layer, Constant))
+    assert biases + sum(weight.numel() for weight in module.parameters()) == parameters(block)
+
+
+@pytest.mark.parametrize("block", [*BLOCKS, *DEVIANT_BLOCKS, *WIDE], ids=lambda block: block.label)
 def test_weights_of_the_deployed_module_are_those_of_the_arithmetic(block: Block) -> None:
     module = build_block(block)
     tables = sum(layer.table.numel() for layer in module.modules() if isinstance(layer, RelativePosition))
     layers = [layer for layer in fuse(module).modules() if isinstance(layer, nn.Conv2d | nn.Linear | ChannelLinear)]
-    assert tables + sum(layer.weight.numel() for layer in layers) == parameters(block)
+    assert tables + sum(layer.weight.numel() for layer in layers) == weights(block)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.label)
