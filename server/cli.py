@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from server.cli_detectors import macs
+from server.cli_detectors import evaluate, macs, train
 from server.cli_options import (
     DEFAULT_DATA,
     DEFAULT_SERVER,
@@ -44,7 +44,9 @@ EXTRA_OF = {
         ("sqlalchemy", "alembic", "dbos", "fastapi", "starlette", "uvicorn", "pydantic_settings", "scipy", "plotly"),
         "server",
     ),
-    **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "pycocotools", "PIL"), "train"),
+    **dict.fromkeys(
+        ("torch", "onnx", "onnxscript", "safetensors", "pycocotools", "PIL", "matplotlib", "tensorboard"), "train"
+    ),
     "psycopg": "postgres",
 }
 """Which extra brings a module that a base install lacks."""
@@ -61,6 +63,8 @@ data_app = typer.Typer(help="Data sets that the product makes itself.", no_args_
 app.add_typer(data_app, name="data")
 app.add_typer(table_app, name="table")
 app.command()(macs)
+app.command()(train)
+app.command("eval")(evaluate)
 
 
 def main() -> None:
@@ -123,7 +127,7 @@ def worker(
 
 
 @app.command()
-def train(
+def supernet(
     *,
     space: SpaceOption = "heatdetr-nano",
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the server's.")] = None,
@@ -139,7 +143,7 @@ def train(
 ) -> None:
     """Train a supernet and read the importance of each choice.
 
-    Example: `heatnas train --space heatdetr-nano --steps 320`
+    Example: `heatnas supernet --space heatdetr-nano --steps 320`
     """
     parameters = {"space": space, "seed": seed, "noise": noise} | _given(steps=steps, images=images)
     with connect(server, token, data) as client:

@@ -50,7 +50,7 @@ def find_supernet(database: Engine, supernet: str) -> StoredSupernet:
         found = session.scalar(newest) if supernet == LATEST else session.get(Supernet, supernet)
     if found is None:
         raise UnknownSupernet(
-            f"supernet {supernet!r} is unknown: list them with GET /v1/supernets, or train one with `heatnas train`"
+            f"supernet {supernet!r} is unknown: list them with GET /v1/supernets, or train one with `heatnas supernet`"
         )
     return stored(found)
 

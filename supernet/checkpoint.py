@@ -1,18 +1,21 @@
-"""Supernets on disk: safetensors with a JSON header, written at once or not at all."""
+"""Supernets and detectors on disk: safetensors with a JSON header, written at once or not at all."""
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from nas.config import Config
 from nas.space import SearchSpace
 from nas.values import Value
+from supernet.detector import HeatDETR
 from supernet.errors import BadCheckpoint
 from supernet.supernet import Supernet
 
@@ -22,11 +25,14 @@ FORMAT = 1
 WEIGHTS = "supernet."
 """Prefix of the supernet's own tensors; those of the optimisers stand beside them while training goes on."""
 
+DETECTOR = "detector."
+"""The same of a detector."""
+
 _HEADER = "heatnas"
 
 
 class Header(Value):
-    """What a checkpoint says about itself.
+    """What the checkpoint of a supernet says about itself.
 
     Attributes:
         format: version of the file layout.
@@ -47,7 +53,44 @@ class Header(Value):
     metrics: dict[str, Any] | None = None
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: Header) -> str:
+class DetectorHeader(Value):
+    """What the checkpoint of a detector says about itself: all that it takes to build, feed and judge it.
+
+    Attributes:
+        format: version of the file layout.
+        kind: tells it from other checkpoints.
+        space: the search space of the config.
+        config: the architecture.
+        classes: names of the classes, in the order of the scores.
+        category_ids: the id of each class in the data set.
+        recipe: how it is trained.
+        data: name of the data set.
+        data_sha256: content hash of the training split.
+        version: of the product that trained it.
+        epoch: epochs done.
+        step: optimiser steps done.
+        metrics: on the held-out split after these epochs; None where they were not looked at.
+    """
+
+    format: int = FORMAT
+    kind: Literal["detector"] = "detector"
+    space: SearchSpace
+    config: Config
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    recipe: dict[str, Any]
+    data: str
+    data_sha256: str
+    version: str
+    epoch: int
+    step: int
+    metrics: dict[str, Any] | None = None
+
+
+H = TypeVar("H", Header, DetectorHeader)
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Header | DetectorHeader) -> str:
     """Write a checkpoint through a temporary file, fsync and rename; return its SHA-256."""
     content = save(
         {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, {_HEADER: header.canonical_json()}
@@ -63,8 +106,8 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: Header) -> s
     return hashlib.sha256(content).hexdigest()
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Header]:
-    """Read a checkpoint's tensors and header.
+def load_checkpoint(path: Path, kind: type[H]) -> tuple[dict[str, Tensor], H]:
+    """Read a checkpoint's tensors and its header, which must be of the given kind.
 
     Raises:
         BadCheckpoint: the file is missing, damaged, or of another version of the product.
@@ -78,9 +121,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Header]:
     if text is None:
         raise BadCheckpoint(path, "it has no header of this product")
     try:
-        header = Header.model_validate_json(text)
+        header = kind.model_validate_json(text)
     except ValidationError as fault:
-        raise BadCheckpoint(path, f"its header is of another version ({fault.error_count()} fields differ)") from fault
+        raise BadCheckpoint(
+            path, f"its header is of another kind or version ({fault.error_count()} fields differ)"
+        ) from fault
     if header.format != FORMAT:
         raise BadCheckpoint(path, f"its format is {header.format}, this version reads {FORMAT}")
     return tensors, header
@@ -104,7 +149,7 @@ def load_supernet(path: Path) -> Supernet:
     Raises:
         BadCheckpoint: the file is missing, damaged, or of another version of the product.
     """
-    tensors, header = load_checkpoint(path)
+    tensors, header = load_checkpoint(path, Header)
     with torch.random.fork_rng(devices=[]):
         supernet = Supernet(header.space)
     try:
@@ -112,6 +157,28 @@ def load_supernet(path: Path) -> Supernet:
     except RuntimeError as fault:
         raise BadCheckpoint(path, "its tensors do not fit its search space") from fault
     return supernet.eval()
+
+
+def detector_tensors(detector: nn.Module) -> dict[str, Tensor]:
+    """Return a detector's parameters and statistics under the names they have in a checkpoint."""
+    return {DETECTOR + name: tensor for name, tensor in detector.state_dict().items()}
+
+
+def load_detector(path: Path) -> tuple[HeatDETR, DetectorHeader]:
+    """Return the detector of a checkpoint, in evaluation mode, and what the file says about it.
+
+    Raises:
+        BadCheckpoint: the file is missing, damaged, or not the checkpoint of a detector that this version can read.
+    """
+    tensors, header = load_checkpoint(path, DetectorHeader)
+    with torch.random.fork_rng(devices=[]):
+        detector = HeatDETR(header.space, header.config)
+    weights = {name.removeprefix(DETECTOR): tensor for name, tensor in tensors.items() if name.startswith(DETECTOR)}
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as fault:
+        raise BadCheckpoint(path, "its tensors do not fit its config") from fault
+    return detector.eval(), header
 
 
 def _sync_folder(folder: Path) -> None:

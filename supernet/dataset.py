@@ -1,8 +1,9 @@
-"""Detection data in COCO format: loaded once, checked in full, kept in memory at the size of the network."""
+"""Detection data in COCO format: checked in full when it is opened, kept in memory where it fits."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ Pixels = NDArray[np.uint8]
 
 OUTSIDE_PX = 1.0
 """How far a box may stick out of its image: rounding; such boxes are clipped."""
+
+
+MEMORY_MIB = 2048.0
+"""Images that take more than this are not kept in memory."""
 
 
 class Sample(NamedTuple):
@@ -38,59 +43,99 @@ class CocoDataset:
     Images are stretched to the size asked for, boxes with them; `ground_truth` keeps the original pixels, in which AP
     is computed. Crowd regions are no training objects; evaluation ignores what lies in them, as COCO does.
     With `most`, all annotations are checked but only so many images are read, spread evenly over the split.
+    Images are kept in memory if they fit; more are checked by their headers and read each time they are asked for.
 
     Attributes:
         folder: where it lies.
         split: name of the split.
-        image: height and width of every sample, in pixels.
+        image: height and width of every sample, in pixels; None where samples keep their original size.
         classes: names of the categories, ordered by category id; the index is the label.
+        category_ids: the id of each class.
         ground_truth: the annotations of the samples, as the file has them.
         image_ids: COCO id of each sample.
         scales: original width and height over those of the sample (n, 2).
-        content_sha256: hash of all samples, boxes and classes at their original size.
+        content_sha256: hash of boxes, classes and images at their original size: of their pixels, or where they are not
+            kept in memory, of the names and sizes of their files.
     """
 
-    def __init__(self, folder: Path, split: str, *, image: tuple[int, int], most: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        *,
+        image: tuple[int, int] | None,
+        most: int | None = None,
+        memory_mib: float = MEMORY_MIB,
+    ) -> None:
         self.folder, self.split, self.image = folder, split, image
         self.ground_truth = _with_images(_read_annotations(folder, split), most)
         categories = sorted(self.ground_truth["categories"], key=lambda category: int(category["id"]))
         self.classes = tuple(str(category["name"]) for category in categories)
         self.category_ids = tuple(int(category["id"]) for category in categories)
         self.image_ids = tuple(int(entry["id"]) for entry in self.ground_truth["images"])
-        self.samples, self.scales, self.content_sha256 = self._load()
+        self._entries = tuple(self.ground_truth["images"])
+        self._objects = self._boxes_of_each()
+        self.scales = np.array([self._scale(entry) for entry in self._entries], dtype=np.float32).reshape(-1, 2)
+        self._samples: tuple[Sample, ...] | None = None
+        self._samples, self.content_sha256 = self._load(keep=self._mib() <= memory_mib)
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.samples)
+        return len(self._entries)
 
     def __getitem__(self, index: int) -> Sample:
         """Return one sample."""
-        return self.samples[index]
+        if self._samples is not None:
+            return self._samples[index]
+        return self._sample(index, _read_image(self._path(index), self._entries[index]))
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the samples in the order of the file."""
-        return iter(self.samples)
+        return (self[index] for index in range(len(self)))
 
-    def _load(self) -> tuple[tuple[Sample, ...], NDArray[np.float32], str]:
-        objects = _objects_by_image(self.ground_truth)
+    def _load(self, *, keep: bool) -> tuple[tuple[Sample, ...] | None, str]:
+        """Check every image; return the samples if they are to be kept, and the content hash."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
-        labels = {category: label for label, category in enumerate(self.category_ids)}
-        samples, scales, faults = [], [], []
-        for entry in self.ground_truth["images"]:
+        samples, faults = [], []
+        for index, entry in enumerate(self._entries):
             try:
-                pixels = _read_image(self.folder / self.split / entry["file_name"], entry)
+                if keep:
+                    pixels = _read_image(self._path(index), entry)
+                    samples.append(self._sample(index, pixels))
+                    digest.update(np.ascontiguousarray(pixels).tobytes())
+                else:
+                    digest.update(_check_image(self._path(index), entry).encode())
             except (OSError, ValueError) as fault:
                 faults.append(f"image {entry['file_name']}: {fault}")
                 continue
-            boxes, kinds = _boxes(objects.get(int(entry["id"]), []), entry, labels)
-            for part in (pixels, boxes, kinds):
-                digest.update(np.ascontiguousarray(part).tobytes())
-            scale = np.array((entry["width"] / self.image[1], entry["height"] / self.image[0]), dtype=np.float32)
-            samples.append(Sample(_resized(pixels, self.image), _shrunk(boxes, scale), kinds))
-            scales.append(scale)
+            for part in self._objects[index]:
+                digest.update(part.tobytes())
         if faults:
             raise BadDataset(self.folder, faults)
-        return tuple(samples), np.array(scales, dtype=np.float32).reshape(-1, 2), digest.hexdigest()
+        return tuple(samples) if keep else None, digest.hexdigest()
+
+    def _sample(self, index: int, pixels: Pixels) -> Sample:
+        boxes, labels = self._objects[index]
+        resized = pixels if self.image is None else _resized(pixels, self.image)
+        return Sample(resized, _shrunk(boxes, self.scales[index]), labels)
+
+    def _boxes_of_each(self) -> tuple[tuple[NDArray[np.float32], NDArray[np.int64]], ...]:
+        objects = _objects_by_image(self.ground_truth)
+        labels = {category: label for label, category in enumerate(self.category_ids)}
+        return tuple(_boxes(objects.get(int(entry["id"]), []), entry, labels) for entry in self._entries)
+
+    def _scale(self, entry: Mapping[str, Any]) -> tuple[float, float]:
+        if self.image is None:
+            return 1.0, 1.0
+        return entry["width"] / self.image[1], entry["height"] / self.image[0]
+
+    def _path(self, index: int) -> Path:
+        return self.folder / self.split / str(self._entries[index]["file_name"])
+
+    def _mib(self) -> float:
+        """Return what all samples take in memory."""
+        sides = (self.image or (entry["height"], entry["width"]) for entry in self._entries)
+        return sum(3 * height * width for height, width in sides) / 2**20
 
 
 def _read_annotations(folder: Path, split: str) -> dict[str, Any]:
@@ -190,15 +235,28 @@ def _shrunk(boxes: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[n
 
 
 def _read_image(path: Path, entry: Mapping[str, Any]) -> Pixels:
+    with _opened(path, entry) as picture:
+        pixels: Pixels = np.asarray(picture.convert("RGB"))
+    return pixels
+
+
+def _check_image(path: Path, entry: Mapping[str, Any]) -> str:
+    """Check an image by its header; return its name and the bytes it takes."""
+    with _opened(path, entry):
+        return f"{entry['file_name']} {path.stat().st_size}"
+
+
+@contextmanager
+def _opened(path: Path, entry: Mapping[str, Any]) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as picture:
-            pixels: Pixels = np.asarray(picture.convert("RGB"))
+        picture = Image.open(path)
     except FileNotFoundError as fault:
         raise OSError(f"{path} is missing") from fault
-    height, width = pixels.shape[:2]
-    if (width, height) != (entry["width"], entry["height"]):
-        raise ValueError(f"is {width}x{height}, its entry says {entry['width']}x{entry['height']}")
-    return pixels
+    with picture:
+        width, height = picture.size
+        if (width, height) != (entry["width"], entry["height"]):
+            raise ValueError(f"is {width}x{height}, its entry says {entry['width']}x{entry['height']}")
+        yield picture
 
 
 def _resized(pixels: Pixels, image: tuple[int, int]) -> Pixels:

@@ -29,6 +29,9 @@ class Evaluation(Value):
         ap: mean over IoU 0.50..0.95 and classes, in [0, 1].
         ap50: at IoU 0.50.
         ap75: at IoU 0.75.
+        ap_small: AP over objects below 32x32 pixels of the original image.
+        ap_medium: over those up to 96x96.
+        ap_large: over the others.
         class_ap50: AP50 of each class; None for a class without objects in the split.
         images: images looked at.
         objects: annotated objects among them, crowds left out.
@@ -39,6 +42,9 @@ class Evaluation(Value):
     ap: float | None
     ap50: float | None
     ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
     class_ap50: dict[str, float | None]
     images: int
     objects: int
@@ -76,8 +82,8 @@ def evaluate_module(
 
     @torch.no_grad()
     def predict(images: Floats) -> tuple[Floats, Floats]:
-        prediction = forward(torch.from_numpy(images))
-        return decode(prediction.deltas, anchors).numpy(), score(prediction).numpy()
+        prediction = forward(torch.from_numpy(images).to(anchors.device))
+        return decode(prediction.deltas, anchors).cpu().numpy(), score(prediction).cpu().numpy()
 
     return evaluate(predict, data, batch=batch)
 
@@ -98,12 +104,16 @@ def score_detections(found: list[Detections], data: CocoDataset) -> Evaluation:
         truth = COCO()
         truth.dataset = _with_defaults(data.ground_truth)
         truth.createIndex()
-        precision, iou_thresholds = _precision(truth, results)
+        by_area, iou_thresholds = _precision(truth, results)
+    precision = by_area[..., 0]
     halves = precision[np.isclose(iou_thresholds, 0.5)]
     return Evaluation(
         ap=_mean(precision),
         ap50=_mean(halves),
         ap75=_mean(precision[np.isclose(iou_thresholds, 0.75)]),
+        ap_small=_mean(by_area[..., 1]),
+        ap_medium=_mean(by_area[..., 2]),
+        ap_large=_mean(by_area[..., 3]),
         class_ap50={name: _mean(halves[:, :, label]) for label, name in enumerate(data.classes)},
         images=len(data),
         objects=sum(not note.get("iscrowd", 0) for note in data.ground_truth["annotations"]),
@@ -119,7 +129,8 @@ def images_to_floats(pixels: NDArray[np.uint8]) -> Floats:
 
 def _batches(data: CocoDataset, batch: int) -> Iterator[Floats]:
     for start in range(0, len(data), batch):
-        yield images_to_floats(np.stack([sample.pixels for sample in data.samples[start : start + batch]]))
+        indices = range(start, min(start + batch, len(data)))
+        yield images_to_floats(np.stack([data[index].pixels for index in indices]))
 
 
 def _results(detections: Detections, data: CocoDataset, index: int) -> Iterator[dict[str, Any]]:
@@ -134,13 +145,22 @@ def _results(detections: Detections, data: CocoDataset, index: int) -> Iterator[
 
 
 def _with_defaults(ground_truth: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what pycocotools insists on and COCO files may lack."""
-    notes = [{"iscrowd": 0, "area": note["bbox"][2] * note["bbox"][3], **note} for note in ground_truth["annotations"]]
+    """Fill in what pycocotools insists on and COCO files may lack.
+
+    Annotations are numbered anew from 1: it takes an object whose id is 0 for one that nobody found.
+    """
+    notes = [
+        {"iscrowd": 0, "area": note["bbox"][2] * note["bbox"][3], **note, "id": number}
+        for number, note in enumerate(ground_truth["annotations"], start=1)
+    ]
     return {"info": {}, **ground_truth, "annotations": notes}
 
 
 def _precision(truth: COCO, results: list[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return precision (IoU thresholds, recalls, classes) over all areas at 100 detections, and the thresholds."""
+    """Return precision (IoU thresholds, recalls, classes, areas) at 100 detections, and the thresholds.
+
+    Areas are all, small, medium, large.
+    """
     found = truth.loadRes(results) if results else COCO()
     if not results:
         found.dataset = {**truth.dataset, "annotations": []}
@@ -148,7 +168,7 @@ def _precision(truth: COCO, results: list[dict[str, Any]]) -> tuple[NDArray[np.f
     judge = COCOeval(truth, found, "bbox")
     judge.evaluate()
     judge.accumulate()
-    return judge.eval["precision"][:, :, :, 0, -1], judge.params.iouThrs
+    return judge.eval["precision"][..., -1], judge.params.iouThrs
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:

@@ -28,21 +28,31 @@ class Target(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The two losses of a batch, already divided by `positives`.
+    """The two losses of a batch, summed over its images.
 
     Attributes:
-        focal: classification, with the implicit objectness inside.
-        giou: regression, 1 - GIoU.
-        positives: anchors that learn an object, at least 1.
+        focal_sum: classification, with the implicit objectness inside.
+        giou_sum: regression, 1 - GIoU.
+        positives: anchors that learn an object.
     """
 
-    focal: Tensor
-    giou: Tensor
+    focal_sum: Tensor
+    giou_sum: Tensor
     positives: int
 
     @property
+    def focal(self) -> Tensor:
+        """Classification, divided by the positives."""
+        return self.focal_sum / max(self.positives, 1)
+
+    @property
+    def giou(self) -> Tensor:
+        """Regression, divided by the positives."""
+        return self.giou_sum / max(self.positives, 1)
+
+    @property
     def total(self) -> Tensor:
-        """The sum, with equal weights."""
+        """Both with equal weights: what a batch is to lower."""
         return self.focal + self.giou
 
 
@@ -62,8 +72,7 @@ def detection_losses(prediction: RawPrediction, anchors: Tensor, targets: Sequen
         overlap = paired_giou(boxes[image][matching.anchors], target.boxes[matching.objects])
         giou = giou + (1 - overlap).sum()
         positives += int(wanted.any(dim=1).sum())
-    divisor = max(positives, 1)
-    return Losses(focal / divisor, giou / divisor, divisor)
+    return Losses(focal, giou, positives)
 
 
 def implicit_objectness(logits: Tensor, objectness: Tensor) -> Tensor:

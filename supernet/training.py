@@ -41,10 +41,14 @@ from supernet.extraction import extract
 from supernet.importance import read_importance
 from supernet.layers.head import RawPrediction
 from supernet.losses import Target, detection_losses
+from supernet.optimisers import cosine_share, make_adamw
 from supernet.sandwich import Sandwich, sample_config
 from supernet.supernet import Supernet
 
 Precision = Literal["fp32", "bf16"]
+
+BETAS = (0.9, 0.99)
+"""Of AdamW: a few hundred steps are too few for the usual 0.999."""
 
 
 class TrainSettings(Value):
@@ -203,7 +207,12 @@ class _Run:
         self.computed_in = settings.computed_in
         self.sandwich = Sandwich(self.supernet)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            "weights": _weight_optimiser(self.supernet, settings),
+            "weights": make_adamw(
+                self.supernet.blocks,
+                learning_rate=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                betas=BETAS,
+            ),
             "logits": torch.optim.SGD(self.supernet.architecture_parameters(), lr=settings.logits_learning_rate),
         }
 
@@ -268,8 +277,9 @@ class _Run:
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(self.supernet.weight_parameters(), settings.clip_norm)
+        warmup = max(1, round(settings.warmup * settings.steps))
         for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * rate_share(self.step, settings.steps, warmup=settings.warmup)
+            group["lr"] = settings.learning_rate * cosine_share(self.step, settings.steps, warmup=warmup)
         optimiser.step()
 
     def _move_logits(self, loss: Tensor) -> None:
@@ -291,7 +301,7 @@ class _Run:
 
     def restore(self) -> None:
         """Go on where `save` was called."""
-        tensors, header = load_checkpoint(self.unfinished)
+        tensors, header = load_checkpoint(self.unfinished, Header)
         self._check(self.unfinished, header)
         restore_supernet(self.supernet, tensors)
         for name, optimiser in self.optimisers.items():
@@ -313,7 +323,7 @@ class _Run:
 
     def read_back(self) -> TrainedSupernet:
         """Return the result of a finished training from its file."""
-        _, header = load_checkpoint(self.finished)
+        _, header = load_checkpoint(self.finished, Header)
         self._check(self.finished, header)
         sha256 = hashlib.sha256(self.finished.read_bytes()).hexdigest()
         return self._trained(load_supernet(self.finished), sha256, TrainMetrics.model_validate(header.metrics))
@@ -362,14 +372,6 @@ def _normalise(parameters: Iterable[nn.Parameter]) -> None:
             gradient.div_(length)
 
 
-def rate_share(step: int, steps: int, *, warmup: float) -> float:
-    """Return the learning rate at a step as a share of its peak: linear warm-up, then half a cosine to 0."""
-    climb = max(1, round(warmup * steps))
-    if step < climb:
-        return (step + 1) / climb
-    return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, steps - climb)))
-
-
 def evaluate_mixture(supernet: Supernet, train: CocoDataset, held_out: CocoDataset) -> Evaluation:
     """Score the mixture with gates p = softmax(r) on the held-out split; its statistics are estimated anew on train."""
     gates = {name: torch.softmax(supernet.logits_of(name).detach(), dim=0) for name in supernet.choices}
@@ -392,17 +394,6 @@ def _measure(run: _Run, held_out: CocoDataset, losses: list[float]) -> TrainMetr
         images=len(held_out),
         loss=float(np.mean(last)) if last else None,
     )
-
-
-def _weight_optimiser(supernet: Supernet, settings: TrainSettings) -> torch.optim.AdamW:
-    decayed = [layer.weight for layer in supernet.blocks.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    known = {id(weight) for weight in decayed}
-    others = [weight for weight in supernet.weight_parameters() if id(weight) not in known]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
 def _batch(

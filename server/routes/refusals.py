@@ -55,7 +55,7 @@ UNKNOWN_ASKED = refusal(
     404,
     "Unknown device, edition, supernet or space",
     "UnknownSupernet",
-    "supernet 'latest' is unknown: list them with GET /v1/supernets, or train one with `heatnas train`",
+    "supernet 'latest' is unknown: list them with GET /v1/supernets, or train one with `heatnas supernet`",
 )
 UNKNOWN_EDITION = refusal(
     404, "Unknown edition (or space)", "UnknownEdition", "edition 'e1' is unknown: list them with GET /v1/tables"

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from nas.blocks import HEAD_WIDTH, XCA_HEADS, Activation, Block, Layout
 from supernet.layers.axes import Axis
 from supernet.layers.conv_bn import ConvBN
+from supernet.layers.drop_path import DropPath
 from supernet.layers.layout import first_rows, to_rows
 from supernet.layers.linear_bn import ChannelLinearBN, LinearBN
 from supernet.layers.mlp import MLP, make_activation
@@ -34,14 +35,16 @@ class XCA(nn.Module):
         self.proj = ChannelLinearBN(channels, channels, reads=Axis.XCA_INNER, writes=Axis.OUT, last=True)
         self.lpi = LocalPatchInteraction(channels, block.activation)
         self.mlp = MLP(block)
+        self.drop = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend and mix neighbours on channel-major maps, then run the MLP on tokens."""
         x = x.transpose(1, 2) if self.block.layouts[0] is Layout.TOKENS else x.flatten(2)
-        x = x + self.proj(self.attend(self.qkv(x)))
+        images = len(x)
+        x = x + self.drop(self.proj(self.attend(self.qkv(x))), images)
         spatial = x.view(*x.shape[:2], self.block.height, self.block.width)
-        rows: Tensor = to_rows(spatial + self.lpi(spatial), Layout.SPATIAL)
-        rows = rows + self.mlp(rows)
+        rows: Tensor = to_rows(spatial + self.drop(self.lpi(spatial), images), Layout.SPATIAL)
+        rows = rows + self.drop(self.mlp(rows), images)
         return rows.view(x.shape[0], self.block.tokens, -1)
 
     def attend(self, qkv: Tensor) -> Tensor:
@@ -89,15 +92,17 @@ class Attention(nn.Module):
         )
         self.proj = LinearBN(channels, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
         self.mlp = MLP(block)
+        self.drop = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, C)."""
         x = first_rows(x, self.block)
         mixed, weights = self.attend(self.qkv(x))
-        x = x + self.proj(mixed)
+        images = len(x) // self.block.tokens
+        x = x + self.drop(self.proj(mixed), images)
         kept = self.block.kept_tokens
         if kept is None or kept == self.block.tokens:
-            x = x + self.mlp(x)
+            x = x + self.drop(self.mlp(x), images)
             return x.view(-1, self.block.tokens, x.shape[1])
         # Two means of one axis each: ONNX Runtime takes ten times as long for both axes at once.
         return self._sparse_mlp(x, received=weights.mean(dim=2).mean(dim=1), kept=kept)
@@ -116,7 +121,7 @@ class Attention(nn.Module):
         ordered = _take(x, order).view(-1, tokens, x.shape[1])
         best, rest = torch.split(ordered, [kept, tokens - kept], dim=1)
         rows = best.reshape(-1, x.shape[1])
-        mixed = torch.cat(((rows + self.mlp(rows)).view(best.shape), rest), dim=1)
+        mixed = torch.cat(((rows + self.drop(self.mlp(rows), len(order))).view(best.shape), rest), dim=1)
         # Top-k of the negated order sorts it: the inverse permutation, without a scatter.
         back = (-order).topk(tokens, dim=1).indices
         return _take(mixed.flatten(0, 1), back).view(mixed.shape)

@@ -7,6 +7,7 @@ from torch.nn import functional
 from nas.blocks import HEAD_WIDTH, KEY_WIDTH, WINDOW, Block
 from nas.macs import shift_padding
 from supernet.layers.axes import Axis, Sliceable
+from supernet.layers.drop_path import DropPath
 from supernet.layers.layout import first_rows
 from supernet.layers.linear_bn import LinearBN
 from supernet.layers.mlp import MLP
@@ -38,13 +39,15 @@ class WindowAttention(nn.Module):
         self.position = RelativePosition(self.heads)
         self.proj = LinearBN(channels, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
         self.mlp = MLP(block)
+        self.drop = DropPath()
         self.register_buffer("mask", self.windows.mask(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, H*W, C)."""
         x = first_rows(x, self.block)
-        x = x + self.proj(self.attend(self.qkv(x)))
-        x = x + self.mlp(x)
+        images = len(x) // self.block.tokens
+        x = x + self.drop(self.proj(self.attend(self.qkv(x))), images)
+        x = x + self.drop(self.mlp(x), images)
         return x.view(-1, self.block.tokens, x.shape[1])
 
     def attend(self, qkv: Tensor) -> Tensor:

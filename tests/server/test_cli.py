@@ -162,6 +162,52 @@ def test_a_folder_has_one_worker(tmp_path: Path) -> None:
     check_free(tmp_path, patience_seconds=0)
 
 
+def test_a_detector_is_trained_scored_and_taken_up(tmp_path: Path) -> None:
+    data, run = tmp_path / "shapes", tmp_path / "run"
+    made = heatnas("data", "make", data, "--images", "8", "--held-out", "2", "--size", "64")
+    assert made.returncode == 0
+    order = ["train", data, "--out", run, "--space", "heatdetr-nano", "--config", "smallest", "--batch", "4"]
+    done = heatnas(*order, "--epochs", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *_ = done.stdout.splitlines()
+    what = r"training config \w{16} of heatdetr-nano, 0\.08 GMACs at 192x192, on 8 images, epochs: 1; 2 held out"
+    assert re.fullmatch(what, first), first
+    assert re.search(r"\nepoch 1: loss \d\.\d+, AP 0\.\d+, AP50 ", done.stdout)
+    assert done.stdout.endswith(f"best weights: {run / 'best.safetensors'}\ncurves: {run / 'curve.png'}\n")
+    assert (run / "curve.png").stat().st_size > 10_000
+    scored = heatnas("eval", run / "best.safetensors", data, "--json")
+    assert json.loads(scored.stdout)["images"] == 2
+    other = heatnas(*order, "--epochs", "2")
+    assert other.returncode == 1
+    assert "belongs to a run that differs in epochs (1, now 2)" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["--config", "huge"], "config 'huge' is unknown: choose one of largest, smallest, heatdetr-tiny"),
+        (
+            ["--config", "no.json"],
+            "no.json cannot be read (No such file or directory): name the config.json of an answer",
+        ),
+        (["--stride", "8"], "stride 8 is not offered: choose 32, or 16 for small objects"),
+        (["--image", "100x100"], "input size 100x100 is not in heatdetr-edge: choose one of 256x256"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_a_line(command: list[str], message: str, shapes: Path) -> None:
+    done = heatnas("train", shapes, "--out", shapes / "run", *command)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"heatnas: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "shapes"
+    assert heatnas("data", "make", folder, "--images", "1", "--held-out", "1", "--size", "64").returncode == 0
+    return folder
+
+
 def test_without_a_token_it_says_where_one_is(tmp_path: Path) -> None:
     done = heatnas("jobs", "--data", tmp_path)
     assert done.returncode == 1

@@ -7,7 +7,9 @@ from starlette.testclient import TestClient
 from nas.macs import gmacs
 from tests.server.webs import DEVICE, NANO, block_ns, open_web, plant_supernet, plant_table, services
 
-UNKNOWN_SUPERNET = "supernet 'latest' is unknown: list them with GET /v1/supernets, or train one with `heatnas train`"
+UNKNOWN_SUPERNET = (
+    "supernet 'latest' is unknown: list them with GET /v1/supernets, or train one with `heatnas supernet`"
+)
 
 
 @pytest.fixture

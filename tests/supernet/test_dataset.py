@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from supernet.augment import augment, mirror, relit, zoomed
+from supernet.augment import Augmentation, augment, framed, mirror, relit
 from supernet.dataset import CocoDataset, Sample, spread_evenly
 from supernet.errors import BadDataset
 
@@ -67,6 +67,30 @@ def test_only_as_many_images_as_asked_for_are_read(tmp_path: Path) -> None:
     assert len(data) == len(data.scales) == 1
     assert [note["id"] for note in data.ground_truth["annotations"]] == [1, 2]
     assert data.classes == ("four", "nine")
+
+
+def test_images_that_do_not_fit_into_memory_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    folder = _write(tmp_path)
+    kept, read = (CocoDataset(folder, "val", image=(64, 128), memory_mib=mib) for mib in (2, 0.01))
+    assert len(kept) == len(read) == 2
+    for one, other in zip(kept, read, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert kept.content_sha256 != read.content_sha256
+    Image.new("RGB", (40, 20), (90, 20, 30)).save(folder / "val" / "a.png")
+    assert (kept[0].pixels[0, 0].tolist(), read[0].pixels[0, 0].tolist()) == ([10, 20, 30], [90, 20, 30])
+
+
+def test_images_that_are_not_kept_are_checked_all_the_same(tmp_path: Path) -> None:
+    folder = _write(tmp_path, images=("a.png",))
+    Image.new("RGB", (9, 8)).save(folder / "val" / "b.png")
+    with pytest.raises(BadDataset, match=r"image b\.png: is 9x8, its entry says 20x20"):
+        CocoDataset(folder, "val", image=(64, 128), memory_mib=0)
+
+
+def test_samples_keep_their_size_where_none_is_asked_for(tmp_path: Path) -> None:
+    first, second = CocoDataset(_write(tmp_path), "val", image=None)
+    assert (first.pixels.shape, second.pixels.shape) == ((20, 40, 3), (20, 20, 3))
+    assert first.boxes.tolist() == [[10, 5, 30, 15], [0, 0, 4, 4]]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +217,7 @@ def test_a_zoomed_box_still_frames_its_object(
     box: tuple[int, int, int, int], zoom: float, across: float, down: float
 ) -> None:
     corner = (across * (1 - zoom) * 64, down * (1 - zoom) * 48)
-    changed = zoomed(_sample([box]), zoom=zoom, corner=corner)
+    changed = framed(_sample([box]), (48, 64), zoom=zoom, corner=corner)
     assert changed.pixels.shape == (48, 64, 3)
     # Grey 114 fills what comes into view: only exact object pixels, away from blended edges, are looked at.
     rows, columns = np.nonzero((changed.pixels == 100).all(axis=2))
@@ -209,9 +233,52 @@ def test_a_zoomed_box_still_frames_its_object(
 
 def test_objects_that_leave_the_image_are_dropped_with_their_labels() -> None:
     sample = _sample([(0, 0, 20, 20), (40, 24, 60, 44)])
-    changed = zoomed(sample, zoom=1.3, corner=(-0.3 * 64, -0.3 * 48))
+    changed = framed(sample, (48, 64), zoom=1.3, corner=(-0.3 * 64, -0.3 * 48))
     assert changed.labels.tolist() == [1]
     assert changed.boxes[0].tolist() == pytest.approx([32.8, 16.8, 58.8, 42.8], abs=1e-4)
+
+
+@given(_BOX, st.integers(16, 100), st.integers(16, 100))
+def test_a_stretched_box_still_frames_its_object(box: tuple[int, int, int, int], height: int, width: int) -> None:
+    changed = framed(_sample([box]), (height, width))
+    assert changed.pixels.shape == (height, width, 3)
+    assert changed.boxes[0].tolist() == pytest.approx(
+        [side * scale for side, scale in zip(box, (width / 64, height / 48) * 2, strict=True)], abs=1e-3
+    )
+    x1, y1, x2, y2 = changed.boxes[0]
+    rows, columns = np.nonzero((changed.pixels >= 50).all(axis=2))  # half covered, or more
+    assert [columns.min(), columns.max() + 1] == pytest.approx([x1, x2], abs=1.01)
+    assert [rows.min(), rows.max() + 1] == pytest.approx([y1, y2], abs=1.01)
+
+
+@given(_BOX, st.integers(0, 2**32))
+def test_boxes_stay_inside_whatever_is_drawn(box: tuple[int, int, int, int], seed: int) -> None:
+    how = Augmentation(zoom=(0.5, 2), zoom_chance=0.9, shift_px=32, shift_chance=0.9)
+    changed = augment(_sample([box, (0, 0, 64, 48)]), np.random.default_rng(seed), how, image=(96, 64))
+    assert changed.pixels.shape == (96, 64, 3)
+    assert len(changed.boxes) == len(changed.labels)
+    for x1, y1, x2, y2 in changed.boxes.tolist():
+        assert 0 <= x1 < x2 <= 64
+        assert 0 <= y1 < y2 <= 96
+
+
+def test_nothing_is_changed_where_nothing_is_asked_for() -> None:
+    sample, still = _sample([(4, 4, 30, 30)]), Augmentation(mirror=0, zoom_chance=0, light=0)
+    assert augment(sample, np.random.default_rng(0), still) is sample
+
+
+def test_a_shifted_sample_leaves_grey_behind() -> None:
+    shifted = framed(_sample([(10, 10, 30, 30)]), (48, 64), corner=(8, -4))
+    assert shifted.boxes.tolist() == [[18, 6, 38, 26]]
+    assert (shifted.pixels[:44, :8] == 114).all()
+    assert (shifted.pixels[6:26, 18:38] == 100).all()
+    assert (shifted.pixels[44:] == 114).all()
+
+
+def test_a_sample_shifted_out_of_sight_is_grey() -> None:
+    gone = framed(_sample([(10, 10, 30, 30)]), (48, 64), corner=(100, 0))
+    assert (gone.pixels == 114).all()
+    assert len(gone.boxes) == len(gone.labels) == 0
 
 
 def test_light_keeps_mid_grey_and_clips() -> None:

@@ -92,6 +92,28 @@ def test_files_without_area_and_crowd_flags_are_scored(tmp_path: Path) -> None:
     assert score_detections(_truth(data), data).ap == pytest.approx(1)
 
 
+def test_small_medium_and_large_objects_are_scored_apart(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (256, 128)).save(tmp_path / "val" / "a.png")
+    boxes = [[8, 8, 20, 20], [100, 10, 100, 100]]  # 400 and 10 000 square pixels, of the original image
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 256, "height": 128}],
+        "annotations": [  # ids from 0, which pycocotools alone would never count as found
+            {"id": number, "image_id": 1, "category_id": 1, "bbox": box} for number, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(coco))
+    data = CocoDataset(tmp_path, "val", image=(64, 64))
+    [both] = _truth(data)
+    large = Detections(*(part[1:] for part in both))
+    result = score_detections([large], data)
+    assert (result.ap_small, result.ap_medium, result.ap_large) == (0, None, pytest.approx(1))
+    result = score_detections([both], data)
+    assert (result.ap_small, result.ap_medium, result.ap_large) == (pytest.approx(1), None, pytest.approx(1))
+
+
 def test_nothing_is_printed(held_out: CocoDataset, capsys: pytest.CaptureFixture[str]) -> None:
     score_detections(_truth(held_out), held_out)
     assert capsys.readouterr() == ("", "")

@@ -88,9 +88,9 @@ def test_perfect_boxes_cost_nothing() -> None:
 
 def test_an_image_without_objects_is_background_and_costs_no_regression() -> None:
     losses = detection_losses(_prediction(), ANCHORS, [_target(labels=())])
-    assert losses.positives == 1
+    assert losses.positives == 0
     assert losses.giou.item() == 0
-    assert losses.focal.item() > 0
+    assert losses.focal.item() == losses.focal_sum.item() > 0
 
 
 def test_a_batch_costs_what_its_images_cost_together() -> None:

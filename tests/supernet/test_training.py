@@ -9,14 +9,14 @@ import torch
 
 from nas.blocks import Kind
 from nas.config import Config
-from supernet.checkpoint import load_checkpoint, load_supernet
+from supernet.checkpoint import Header, load_checkpoint, load_supernet
 from supernet.dataset import CocoDataset
 from supernet.errors import BadDataset, CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import images_to_floats
 from supernet.extraction import extract
 from supernet.sandwich import Sandwich, sample_config
 from supernet.supernet import Supernet
-from supernet.training import Progress, TrainedSupernet, TrainSettings, fresh_supernet, rate_share, train_supernet
+from supernet.training import Progress, TrainedSupernet, TrainSettings, fresh_supernet, train_supernet
 from tests.supernet.block_samples import NANO
 from tests.supernet.tiny_space import TINY, tiny_data
 
@@ -92,7 +92,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     with pytest.raises(_PulledPlug):
         train_supernet(TINY, data, tmp_path, settings=SETTINGS, progress=pull)
     saved = tmp_path / "training.safetensors"
-    assert (load_checkpoint(saved)[1].step if saved.exists() else 0) == (plug - 1) // 2 * 2
+    assert (load_checkpoint(saved, Header)[1].step if saved.exists() else 0) == (plug - 1) // 2 * 2
     told: list[Progress] = []
     again = train_supernet(TINY, data, tmp_path, settings=SETTINGS, progress=told.append)
     assert told[0].step == (plug - 1) // 2 * 2 + 1
@@ -126,7 +126,7 @@ def test_a_folder_of_another_run_is_refused_unless_told_to_start_over(data: Path
     over = train_supernet(
         TINY, data, tmp_path, settings=SETTINGS.model_copy(update={"steps": 2}), progress=lambda _: None, resume=False
     )
-    assert load_checkpoint(over.checkpoint)[1].step == 3
+    assert load_checkpoint(over.checkpoint, Header)[1].step == 3
 
 
 def test_another_space_is_refused(data: Path, tmp_path: Path) -> None:
@@ -198,14 +198,6 @@ def test_a_diverging_loss_stops_the_training(data: Path, tmp_path: Path) -> None
 def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match=r"annotations/train.json cannot be read"):
         _train(tmp_path / "nothing", tmp_path / "out")
-
-
-def test_the_rate_climbs_then_falls_to_nothing() -> None:
-    shares = [rate_share(step, 100, warmup=0.1) for step in range(100)]
-    assert shares[0] == pytest.approx(0.1)
-    assert shares[9] == shares[10] == 1
-    assert shares == sorted(shares[:10]) + sorted(shares[10:], reverse=True)
-    assert 0 < shares[-1] < 0.001
 
 
 def test_drawn_subnets_are_legal_and_reach_every_choice() -> None:

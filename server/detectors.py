@@ -1,0 +1,60 @@
+"""Which config of which space a user means by a few words, or by the file of an answer."""
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from nas.config import Config
+from nas.errors import InvalidConfig
+from nas.named import CONFIG_NAMES, named_config
+from nas.space import SearchSpace, named_space
+
+
+def choose(
+    config: str, space: str, image: tuple[int, int] | None, *, stride: int, classes: int
+) -> tuple[SearchSpace, Config]:
+    """Return a config and its space, for a number of classes.
+
+    Args:
+        config: `largest` or `smallest` of the space, a detector of Table 3, or the path of an answer's `config.json`.
+        space: name of the space; the file of an answer brings its own.
+        image: input size (height, width); None for the largest of the space, or that of the answer.
+        stride: of the prediction map, 32 or 16; an answer keeps its own.
+        classes: object classes of the head.
+
+    Raises:
+        InvalidConfig: there is no such config, or it cannot have this input size or stride.
+        UnknownSpace: no space has this name.
+    """
+    if config.endswith(".json"):
+        return _from_file(Path(config), image, classes)
+    if stride not in {16, 32}:
+        raise InvalidConfig(f"stride {stride} is not offered: choose 32, or 16 for small objects")
+    found = named_space(space, classes=classes)
+    if stride == 16:
+        found = found.model_copy(update={"structure": found.structure.model_copy(update={"stride": 16})})
+    if config == "largest":
+        return found, found.largest(image)
+    if config == "smallest":
+        return found, found.smallest(found.input_size(image))
+    if config in CONFIG_NAMES:
+        return found, found.check(named_config(config, found, image=found.input_size(image)))
+    known = ", ".join(("largest", "smallest", *CONFIG_NAMES))
+    raise InvalidConfig(f"config {config!r} is unknown: choose one of {known}, or the config.json of an answer")
+
+
+def _from_file(path: Path, image: tuple[int, int] | None, classes: int) -> tuple[SearchSpace, Config]:
+    try:
+        document = json.loads(path.read_bytes())
+        space = SearchSpace.model_validate(document["space"])
+        config = space.check(Config.model_validate(document["config"]))
+    except OSError as error:
+        raise InvalidConfig(f"{path} cannot be read ({error.strerror}): name the config.json of an answer") from error
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise InvalidConfig(
+            f"{path} is not the config.json of an answer: save one with `heatnas show JOB --save FOLDER`"
+        ) from error
+    space = space.model_copy(update={"structure": space.structure.model_copy(update={"classes": classes})})
+    size = config.image if image is None else space.input_size(image)
+    return space, space.check(config.model_copy(update={"space": space.id, "image": size}))

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+
+from supernet.augment import Augmentation
+from supernet.dataset import CocoDataset
+from supernet.loading import Batch, Loader
+from supernet.processes import Processes
+from tests.supernet.tiny_space import tiny_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    return CocoDataset(tiny_data(tmp_path_factory.mktemp("loading") / "data"), "train", image=None)
+
+
+def loader(data: CocoDataset, *, batch: int = 4, micro: int | None = None, rank: int = 0, size: int = 1) -> Loader:
+    processes = Processes(rank, size)
+    still = Augmentation(mirror=0, zoom_chance=0, light=0)
+    return Loader(
+        data, image=(64, 64), batch=batch, micro_batch=micro, augmentation=still, seed=3, workers=0, processes=processes
+    )
+
+
+def images(steps: list[list[Batch]]) -> list[bytes]:
+    """What stands at each place of an epoch."""
+    return [image.numpy().tobytes() for step in steps for batch in step for image in batch.images]
+
+
+def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(data: CocoDataset) -> None:
+    drawn = loader(data)
+    first, again, second = (images(list(drawn.epoch(number))) for number in (0, 0, 1))
+    assert drawn.steps == 3
+    assert len(set(first)) == len(first) == 12
+    assert first == again
+    assert set(second) == set(first)
+    assert second != first
+
+
+def test_boxes_and_labels_come_with_their_image(data: CocoDataset) -> None:
+    by_pixels = {sample.pixels.tobytes(): sample for sample in data}
+    for step in loader(data).epoch(0):
+        [batch] = step
+        assert batch.images.shape == (4, 3, 64, 64)
+        assert batch.images.dtype == torch.float32
+        for image, target in zip(batch.images, batch.targets, strict=True):
+            pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            sample = by_pixels[pixels.tobytes()]
+            assert np.array_equal(target.boxes.numpy(), sample.boxes)
+            assert np.array_equal(target.labels.numpy(), sample.labels)
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(5, 2), (12, 1), (20, 1)])
+def test_an_epoch_has_whole_batches_and_at_least_one(data: CocoDataset, batch: int, steps: int) -> None:
+    drawn = loader(data, batch=batch)
+    found = list(drawn.epoch(0))
+    assert drawn.steps == len(found) == steps
+    assert {sum(len(part.images) for part in step) for step in found} == {batch}
+
+
+def test_micro_batches_hold_the_same_images(data: CocoDataset) -> None:
+    whole, parts = list(loader(data).epoch(2)), list(loader(data, micro=3).epoch(2))
+    assert [[len(batch.images) for batch in step] for step in parts] == [[3, 1]] * 3
+    assert images(parts) == images(whole)
+
+
+def test_processes_share_the_images_of_a_step(data: CocoDataset) -> None:
+    whole = [set(images([step])) for step in loader(data).epoch(1)]
+    shares = [[set(images([step])) for step in loader(data, rank=rank, size=2).epoch(1)] for rank in (0, 1)]
+    for step, one, other in zip(whole, *shares, strict=True):
+        assert len(one) == len(other) == 2
+        assert one | other == step
+
+
+def test_child_processes_draw_the_same(data: CocoDataset) -> None:
+    def drawn(workers: int) -> list[bytes]:
+        changing = Augmentation()
+        made = Loader(data, image=(64, 64), batch=4, micro_batch=None, augmentation=changing, seed=3, workers=workers)
+        return images([*made.epoch(0), *made.epoch(1)])
+
+    assert drawn(1) == drawn(0)
