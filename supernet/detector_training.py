@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from nas.config import Config
 from nas.space import SearchSpace
@@ -166,9 +166,7 @@ class _Run:
             nn.SyncBatchNorm.convert_sync_batchnorm(detector)  # type: ignore[no-untyped-call]
         self.detector = detector.to(processes.device)
         self.parallel: nn.Module = DistributedDataParallel(self.detector) if processes.size > 1 else self.detector
-        self.average = (
-            AveragedModel(self.detector, multi_avg_fn=_ema(recipe.ema), use_buffers=True) if recipe.ema else None
-        )
+        self.average = AveragedModel(self.detector, avg_fn=_ema(recipe.ema), use_buffers=True) if recipe.ema else None
         self.optimiser = make_adamw(
             self.detector, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=recipe.betas
         )
@@ -382,8 +380,15 @@ class _Run:
             raise CheckpointMismatch(self.out / RUN, differences)
 
 
-def _ema(decay: float) -> Any:  # noqa: ANN401 - PyTorch does not say
-    return get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+def _ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Return how an averaged tensor follows: by 1 - decay in the end, faster at first, so that it forgets the start."""
+
+    def follow(average: Tensor, latest: Tensor, count: Tensor | int) -> Tensor:
+        if not average.is_floating_point():
+            return latest
+        return average.lerp(latest, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return follow
 
 
 _TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
