@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from server.console import duration
+from server.console import LINE_SECONDS, duration
 
 if TYPE_CHECKING:
     from nas.config import Config
@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from supernet.curves import Row
     from supernet.detector_training import Progress, TrainedDetector
     from supernet.evaluation import Evaluation
-
-LINE_SECONDS = 10.0
-"""Where output is no terminal, progress is told at most this often."""
 
 
 class TrainingTeller:

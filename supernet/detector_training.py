@@ -244,9 +244,10 @@ class _Run:
         torch.manual_seed(_seed(self.recipe.seed, self.step, self.processes.rank))  # of the dropped paths
         self.optimiser.zero_grad()
         focal, giou, positives = 0.0, 0.0, 0
-        for number, batch in enumerate(batches, start=1):
+        for number, given in enumerate(batches, start=1):
+            batch = given.to(self.processes.device)
             with self._gathering(is_last=number == len(batches)):
-                losses = detection_losses(*self._predict(batch), batch.to(self.processes.device).targets)
+                losses = detection_losses(*self._predict(batch.images), batch.targets)
                 self.scaler.scale(losses.focal_sum + losses.giou_sum).backward()  # type: ignore[no-untyped-call]
             focal, giou = focal + losses.focal_sum.item(), giou + losses.giou_sum.item()
             positives += losses.positives
@@ -256,10 +257,10 @@ class _Run:
         self._move(count)
         return focal, giou, count
 
-    def _predict(self, batch: Batch) -> tuple[RawPrediction, Tensor]:
-        device, half = self.processes.device, self.precision != "fp32"
-        with torch.autocast(device.type, getattr(torch, _TORCH_NAMES[self.precision]), enabled=half):
-            prediction = self.parallel(batch.images.to(device, non_blocking=True))
+    def _predict(self, images: Tensor) -> tuple[RawPrediction, Tensor]:
+        half = self.precision != "fp32"
+        with torch.autocast(images.device.type, getattr(torch, _TORCH_NAMES[self.precision]), enabled=half):
+            prediction = self.parallel(images)
         return RawPrediction(*(part.float() for part in prediction)), self.detector.head.anchors
 
     def _move(self, positives: float) -> None:

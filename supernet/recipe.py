@@ -85,6 +85,10 @@ def precision_on(device: torch.device, wanted: Literal["auto"] | Precision) -> P
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    # A PyTorch that does not say computes in fp32.
+    return cpu_precision()
+
+
+def cpu_precision() -> Literal["fp32", "bf16"]:
+    """Return the fastest precision of this processor; a PyTorch that does not say computes in fp32."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"

@@ -42,6 +42,7 @@ from supernet.importance import read_importance
 from supernet.layers.head import RawPrediction
 from supernet.losses import Target, detection_losses
 from supernet.optimisers import cosine_share, make_adamw
+from supernet.recipe import cpu_precision
 from supernet.sandwich import Sandwich, sample_config
 from supernet.supernet import Supernet
 
@@ -102,11 +103,7 @@ class TrainSettings(Value):
     @property
     def computed_in(self) -> Precision:
         """What `precision` means on this machine; where bf16 would be emulated, fp32 is faster."""
-        if self.precision != "auto":
-            return self.precision
-        # A PyTorch that does not say computes in fp32.
-        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+        return cpu_precision() if self.precision == "auto" else self.precision
 
 
 class Progress(NamedTuple):

@@ -192,7 +192,7 @@ def test_frozen_statistics_stay_as_they_are(data: Path, tmp_path: Path) -> None:
     assert not any(mean.any() for mean in means)
 
 
-def test_training_leaves_a_supernet_checkpoint_alone(tmp_path: Path, whole: TrainedDetector) -> None:
+def test_checkpoints_of_another_kind_are_refused(tmp_path: Path, whole: TrainedDetector) -> None:
     (tmp_path / "no.safetensors").write_bytes(b"no checkpoint")
     with pytest.raises(BadCheckpoint, match="it cannot be read"):
         load_detector(tmp_path / "no.safetensors")
