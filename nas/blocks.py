@@ -5,7 +5,8 @@ contain equal blocks share one measured row. The names are those of the paper; w
 
     RepCNN    re-parametrised 3x3 convolution (RepVGG): three branches in training, one convolution when deployed
     WMSA      window multi-head self-attention with BatchNorm after every Linear; SWMSA: the same on shifted windows
-    XCA       cross-covariance (channel-wise) attention; ATTENTION: the original token attention
+    XCA       cross-covariance (channel-wise) attention; ATTENTION: the original token attention; SPARSE_ATTENTION: the
+              same, with an MLP that only the most attended tokens pass
     SAM       semantic-augmented module;  SCM: scale-combined module;  TCM: task-coupled module
 """
 
@@ -52,6 +53,7 @@ class Kind(StrEnum):
     IDENTITY = "identity"
     XCA = "xca"
     ATTENTION = "attention"
+    SPARSE_ATTENTION = "sparse_attention"
     POOL = "pool"
     ALIGN = "align"
     SAM = "sam"
@@ -89,8 +91,8 @@ class Upsample(StrEnum):
 
 
 LOCAL_KINDS = (Kind.REP_CNN, Kind.WMSA, Kind.SWMSA)
-GLOBAL_KINDS = (Kind.XCA, Kind.ATTENTION)
-TOKEN_KINDS = frozenset({Kind.WMSA, Kind.SWMSA, Kind.XCA, Kind.ATTENTION, Kind.PROJECT, Kind.SPLIT_PROJECT})
+GLOBAL_KINDS = (Kind.XCA, Kind.ATTENTION, Kind.SPARSE_ATTENTION)
+TOKEN_KINDS = frozenset({Kind.WMSA, Kind.SWMSA, *GLOBAL_KINDS, Kind.PROJECT, Kind.SPLIT_PROJECT})
 
 
 class Block(Value):
@@ -107,7 +109,7 @@ class Block(Value):
         width: columns of the first input.
         layouts: the layout of each input as the producing block leaves it.
         activation: the non-linearity inside, where there is one.
-        kept_tokens: tokens that pass the MLP of an ATTENTION block; None means all.
+        kept_tokens: tokens that pass the MLP (SPARSE_ATTENTION only).
         anchor_px: anchor sides in input pixels (HEAD only).
         stride: input pixels between two cells of the prediction map (HEAD only); None for 32.
         mlp_ratio: hidden channels per channel, where there is an MLP; None for 4.

@@ -26,6 +26,9 @@ from nas.values import Value
 _PAIRS_AT_ONCE = 4_000_000
 """Combinations of two fronts held in memory at a time."""
 
+_ROUNDING = 1e-12
+"""Difference of two scores up to which they are equal."""
+
 _CODE_BITS = 3
 """Bits per slot in a stage's code: up to 8 candidates, so 18 slots and the closing block fit in 64."""
 
@@ -86,13 +89,17 @@ def front(
     size, limit_ms = space.input_size(image), budget.latency_ms if budget else np.inf
     # The division may round below the limit: search a hair beyond it, then keep what holds.
     limit = limit_ms / (1 + latency.margin) / latency.slope * (1 + 1e-9)
-    labels = _Search(space, latency, score.check(space), size).run(limit)
-    times_ms = [latency.from_sum(float(ms)) for ms in labels.ms]
-    return tuple(
-        Point(config=labels.config(space, size, row), latency_ms=latency_ms, score=float(labels.score[row]))
-        for row, latency_ms in enumerate(times_ms)
-        if latency.holds(latency_ms, limit_ms)
-    )
+    latency.check(space.all_blocks(size))
+    points: list[Point] = []
+    for stride in space.prediction_strides:
+        labels = _Search(space, latency, score.check(space), size, stride).run(limit)
+        times_ms = [latency.from_sum(float(ms)) for ms in labels.ms]
+        points += (
+            Point(config=labels.config(space, size, stride, row), latency_ms=latency_ms, score=float(labels.score[row]))
+            for row, latency_ms in enumerate(times_ms)
+            if latency.holds(latency_ms, limit_ms)
+        )
+    return _undominated(points)
 
 
 def fastest(space: SearchSpace, latency: LatencyModel, *, image: tuple[int, int] | None = None) -> Fastest:
@@ -103,13 +110,11 @@ def fastest(space: SearchSpace, latency: LatencyModel, *, image: tuple[int, int]
         MissingBlocks: the table does not cover the space at this size.
     """
     size = space.input_size(image)
-    labels = _Search(space, latency, AdditiveScore.indifferent(space), size).run(np.inf)
-    config = labels.config(space, size, 0)
-    blocks = space.blocks(config)
+    quickest = front(space, latency, AdditiveScore.indifferent(space), image=size)[0]
     return Fastest(
-        config=config,
-        latency_ms=latency.predict_ms(blocks),
-        binding=max(blocks, key=latency.block_ms).label,
+        config=quickest.config,
+        latency_ms=quickest.latency_ms,
+        binding=max(space.blocks(quickest.config), key=latency.block_ms).label,
     )
 
 
@@ -123,6 +128,15 @@ def unreachable(space: SearchSpace, latency: LatencyModel, budget: Budget, quick
         image=quickest.config.image,
         smaller=[size for size in space.images if size[0] * size[1] < height * width],
     )
+
+
+def _undominated(points: list[Point]) -> tuple[Point, ...]:
+    """Keep the points that no other one beats, by rising latency and score."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.latency_ms, -point.score)):
+        if not kept or point.score > kept[-1].score + _ROUNDING:
+            kept.append(point)
+    return tuple(kept)
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,7 @@ class _Labels:
         order = np.lexsort((-self.score, self.ms))
         order = order[self.ms[order] <= limit]
         before = np.concatenate(([-np.inf], np.maximum.accumulate(self.score[order])[:-1]))
-        return self.take(order[self.score[order] > before + 1e-12])
+        return self.take(order[self.score[order] > before + _ROUNDING])
 
     def extended(self, stage: Self, ms: float, limit: float) -> Self:
         """Append every way to fill the next stage to every partial network, keeping the front."""
@@ -174,26 +188,31 @@ class _Labels:
             result.append(pairs.pareto(limit))
         return type(self).joined(result).pareto(limit)
 
-    def config(self, space: SearchSpace, image: tuple[int, int], row: int) -> Config:
+    def config(self, space: SearchSpace, image: tuple[int, int], stride: int, row: int) -> Config:
         """Decode a complete label."""
         first, second, third, fourth = (
             _decode(space, index, int(self.widths[row, index]), int(self.codes[row, index])) for index in range(4)
         )
-        return space.check(Config(space=space.id, image=image, stages=(first, second, third, fourth)))
+        config = Config(space=space.id, image=image, stages=(first, second, third, fourth))
+        return space.check(space.with_stride(config, stride))
 
 
 class _Search:
-    """One run: the costs of the pieces, read off the walk, and the programme over them."""
+    """One run at one stride of the prediction map: the costs of the pieces, read off the walk, and the programme."""
 
-    def __init__(self, space: SearchSpace, latency: LatencyModel, score: AdditiveScore, image: tuple[int, int]) -> None:
+    def __init__(
+        self, space: SearchSpace, latency: LatencyModel, score: AdditiveScore, image: tuple[int, int], stride: int
+    ) -> None:
         self.space = space
         self.score = score
+        self.stride_score = score.stride(stride)
         self.slot_ms: dict[tuple[int, int, Kind, Layout], float] = {}
         """(stage index, width, kind, received layout) -> row of a local or closing block."""
         self.frame_ms: dict[tuple[int, int, int], float] = {}
         """(stage index, width before, width) -> all other blocks that the stage brings with it."""
-        latency.check(space.all_blocks(image))
         for config in space.covering_configs(image):
+            if config.prediction_stride != stride:
+                continue
             self._read(latency, config, space.sites(config))
 
     def run(self, limit: float) -> _Labels:
@@ -204,7 +223,7 @@ class _Search:
             reached = self._advance(index, reached, filled, limit)
         if not reached:
             return _Labels(np.zeros(0), np.zeros(0), np.zeros((0, 4), np.int64), np.zeros((0, 4), np.int64))
-        return _Labels.joined(list(reached.values())).pareto(limit)
+        return _Labels.joined(list(reached.values())).plus(0.0, self.stride_score).pareto(limit)
 
     def _advance(
         self, index: int, reached: dict[int, _Labels], filled: dict[int, _Labels], limit: float

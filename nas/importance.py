@@ -1,7 +1,7 @@
 """What a trained supernet says about each choice: the architecture logits r and what is derived from them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
@@ -14,16 +14,19 @@ from nas.values import Value
 Aggregate = Literal["sum", "mean"]
 
 
-class _FrozenPerKind(Mapping[Kind, float]):
-    """Immutable, hashable, and in the order of the kinds: a sum over it comes out the same after JSON."""
+K = TypeVar("K", Kind, int)
 
-    def __init__(self, numbers: Mapping[Kind, float]) -> None:
-        self._numbers = {kind: numbers[kind] for kind in sorted(numbers)}
 
-    def __getitem__(self, kind: Kind) -> float:
-        return self._numbers[kind]
+class _FrozenPer(Mapping[K, float]):
+    """Immutable, hashable, and in the order of the keys: a sum over it comes out the same after JSON."""
 
-    def __iter__(self) -> Iterator[Kind]:
+    def __init__(self, numbers: Mapping[K, float]) -> None:
+        self._numbers: dict[K, float] = {key: numbers[key] for key in sorted(numbers)}
+
+    def __getitem__(self, key: K) -> float:
+        return self._numbers[key]
+
+    def __iter__(self) -> Iterator[K]:
         return iter(self._numbers)
 
     def __len__(self) -> int:
@@ -37,9 +40,15 @@ class _FrozenPerKind(Mapping[Kind, float]):
 
 
 PerKind = Annotated[
-    Mapping[Kind, float], AfterValidator(_FrozenPerKind), PlainSerializer(dict, return_type=dict[Kind, float])
+    Mapping[Kind, float], AfterValidator(_FrozenPer), PlainSerializer(dict, return_type=dict[Kind, float])
 ]
 """A number for each candidate of a slot or a closing block."""
+
+
+PerStride = Annotated[
+    Mapping[int, float], AfterValidator(_FrozenPer), PlainSerializer(dict, return_type=dict[int, float])
+]
+"""A number for each stride of the prediction map."""
 
 
 class StageLogits(Value):
@@ -92,11 +101,14 @@ class Importance(Value):
     Attributes:
         space: id of the space the supernet spans.
         stages: trained logits of the four stages.
+        stride_ap50: AP50 of the mixture on training images for each stride of the prediction map; None where the space
+            has one stride. Strides give different maps, which no gate can mix: they are compared by what they find.
         provenance: the run that produced them.
     """
 
     space: str
     stages: tuple[StageLogits, StageLogits, StageLogits, StageLogits]
+    stride_ap50: PerStride | None = None
     provenance: Provenance
 
     def check(self, space: SearchSpace) -> Self:
@@ -113,6 +125,11 @@ class Importance(Value):
             )
             if not fits:
                 raise InvalidConfig(f"importance of stage {number} does not fit {space.name}: train it on this space")
+        strides = {} if len(space.prediction_strides) == 1 else space.prediction_strides
+        if set(self.stride_ap50 or {}) != set(strides):
+            raise InvalidConfig(
+                f"importance of the prediction stride does not fit {space.name}: train it on this space"
+            )
         return self
 
     def slot_probability(self, stage: int, slot: int) -> dict[Kind, float]:

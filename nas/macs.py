@@ -26,7 +26,7 @@ def attention_macs(block: Block) -> int:
             return windows(block) * WINDOW**4 * (_key_channels(block) + c)
         case Kind.XCA:
             return 2 * n * c * c // XCA_HEADS
-        case Kind.ATTENTION:
+        case Kind.ATTENTION | Kind.SPARSE_ATTENTION:
             return 2 * n * n * c
         case _:
             return 0
@@ -48,7 +48,7 @@ def weight_macs(block: Block) -> int:
             return weights(block) * n
         case Kind.WMSA | Kind.SWMSA:
             return (weights(block) - _position_bias(block)) * n
-        case Kind.ATTENTION:
+        case Kind.ATTENTION | Kind.SPARSE_ATTENTION:
             kept = block.kept_tokens if block.kept_tokens is not None else n
             return 4 * c * c * n + 2 * c * block.hidden * kept
         case Kind.SAM:
@@ -92,7 +92,7 @@ def weights(block: Block) -> int:
             return 2 * c * _key_channels(block) + 2 * c * c + 2 * c * block.hidden + _position_bias(block)
         case Kind.XCA:
             return 4 * c * c + 18 * c + 2 * c * block.hidden
-        case Kind.ATTENTION:
+        case Kind.ATTENTION | Kind.SPARSE_ATTENTION:
             return 4 * c * c + 2 * c * block.hidden
         case Kind.SAM:
             return _convolution(block) + _up(block)
@@ -130,7 +130,7 @@ def outputs(block: Block) -> int:
             return 2 * _key_channels(block) + 3 * c + block.hidden
         case Kind.XCA:
             return 7 * c + block.hidden
-        case Kind.ATTENTION:
+        case Kind.ATTENTION | Kind.SPARSE_ATTENTION:
             return 5 * c + block.hidden
         case Kind.SAM:
             return out + _sub_pixels(block)

@@ -42,4 +42,5 @@ def named_config(name: str, space: SearchSpace, *, image: tuple[int, int]) -> Co
         for width, kinds, choices in zip(widths, local, space.stages, strict=True)
     )
     config = Config(space=space.id, image=space.input_size(None), stages=(first, second, third, fourth))
+    config = space.with_stride(config, space.prediction_strides[-1])
     return space.check(config).model_copy(update={"image": image})

@@ -14,6 +14,8 @@ The data path is reading R* of the paper's equations (section 4.1 "HOD Stage", s
 With a prediction map at stride 16 the SCM stops one level earlier, and everything after it is as wide as stage 3 asks:
 
     s1 = SCM(lΔ2) + lΔ3 ;  s3 = G(s1) ;  s_out = G(s3 + ↑A_hi(lΔ4))
+
+What only such a map has stands under `scm16`, `tcm16` and `head16`: a supernet may hold both.
 """
 
 from dataclasses import dataclass
@@ -28,9 +30,11 @@ from nas.values import Value
 IMAGE = "image"
 """Name of the network's input among the values of the walk."""
 
-TCM_STREAMS = ("t1", "t2")
-"""Streams of the task-coupled module."""
+T1_STREAMS, T2_STREAMS = ("t1", "t1_16"), ("t2", "t2_16")
+"""Streams of the task-coupled module, before prediction maps at stride 32 and 16."""
 
+Module = Literal["sam2", "sam3", "sam4", "scm", "tcm"]
+"""A module outside the stages that has global blocks."""
 
 STEMS = ((2, 2), (2, 1), (1, 1))
 """Divisors of a stem that is wider than in reading R*."""
@@ -46,12 +50,15 @@ class Structure(Value):
     Attributes:
         classes: object classes the head tells apart.
         activation: the non-linearity everywhere but RepCNN, which keeps RepVGG's ReLU.
-        context_kind: the global block of SAM4, SCM and TCM (SAM2 and SAM3 are channel-wise: paper section 4.3).
-        keep: share of tokens that pass the MLP of an ATTENTION block, above 0 to 1 (paper: sparsity < 18 %).
+        context_kind: the global block of SAM4, SCM and TCM.
+        sam2_kind: that of SAM2; None for channel-wise attention (paper section 4.3).
+        sam3_kind: that of SAM3, likewise.
+        sam4_kind: that of SAM4; None for `context_kind`.
+        scm_kind: that of the SCM, likewise.
+        tcm_kind: that of the TCM, likewise.
+        keep: share of tokens that pass the MLP of a SPARSE_ATTENTION block (paper: sparsity < 18 %).
         tcm_depths: global blocks in T1 and T2.
         anchor_px: sides of the square anchors, in input pixels.
-        stride: input pixels between two cells of the prediction map, 16; None for 32. At 16 the SCM stops one level
-            earlier, and small objects are seen that stride 32 loses.
         stem_divisors: D1 over the channels of the stem's first two convolutions; None for 4 and 2.
         entry_kernel: side of the convolution that opens a stage, 2 (patch merging); None for 3.
         align_kernel: side of the convolutions that align widths in the SAMs (SCM at stride 16), 1; None for 3.
@@ -68,10 +75,14 @@ class Structure(Value):
     classes: int
     activation: Activation = Activation.GELU
     context_kind: Kind = Kind.XCA
+    sam2_kind: Kind | None = None
+    sam3_kind: Kind | None = None
+    sam4_kind: Kind | None = None
+    scm_kind: Kind | None = None
+    tcm_kind: Kind | None = None
     keep: float = 1.0
     tcm_depths: tuple[int, int] = (2, 4)
     anchor_px: tuple[int, ...] = (32, 64, 128, 256, 512)
-    stride: Literal[16] | None = None
     stem_divisors: tuple[int, int] | None = None
     entry_kernel: Literal[2] | None = None
     align_kernel: Literal[1] | None = None
@@ -88,8 +99,13 @@ class Structure(Value):
     def _check(self) -> Self:
         if self.classes < 1:
             raise ValueError(f"classes {self.classes} must be at least 1: count the classes of the data")
-        if self.context_kind not in GLOBAL_KINDS:
-            raise ValueError(f"context_kind {self.context_kind} must be one of {', '.join(GLOBAL_KINDS)}")
+        named = {f"{module}_kind": getattr(self, f"{module}_kind") for module in self._usual_kinds}
+        for name, kind in (("context_kind", self.context_kind), *named.items()):
+            if kind is not None and kind not in GLOBAL_KINDS:
+                raise ValueError(f"{name} {kind} must be one of {', '.join(GLOBAL_KINDS)}")
+        for module, usual in self._usual_kinds.items():
+            if named[f"{module}_kind"] is usual:
+                raise ValueError(f"{module}_kind is {usual} without being named: leave it out")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep {self.keep} must be above 0 and at most 1: 1 keeps every token")
         if min(self.tcm_depths) < 0:
@@ -104,6 +120,17 @@ class Structure(Value):
                 raise ValueError(f"{name} {ratio} must be 1 to 8, and None for {MLP_RATIO}: change it")
         return self
 
+    def global_kind(self, module: Module) -> Kind:
+        """Return the kind of the global blocks in a module outside the stages."""
+        kind: Kind | None = getattr(self, f"{module}_kind")
+        return kind or self._usual_kinds[module]
+
+    @property
+    def _usual_kinds(self) -> dict[Module, Kind]:
+        """The kinds of global blocks that are not named."""
+        context = self.context_kind
+        return {"sam2": Kind.XCA, "sam3": Kind.XCA, "sam4": context, "scm": context, "tcm": context}
+
 
 @dataclass(frozen=True)
 class Site:
@@ -113,7 +140,7 @@ class Site:
         name: dotted name, such as `stage3.slot4` or `sam2.global`; unique in a network.
         block: what stands there.
         inputs: names of the sites it reads (or `image`), in the block's input order.
-        stream: the channels it writes, `stage1`..`stage4`, `t1`, `t2`, `head`; sites of one stream write the same ones.
+        stream: the channels it writes, such as `stage1`, `t1`, `head`; sites of one stream write the same ones.
         stage: 1..4, the highest stage whose width the block depends on (it depends on no other but the one before).
     """
 
@@ -142,7 +169,7 @@ def tcm_width(width: int) -> int:
 
 def sites(structure: Structure, config: Config) -> tuple[Site, ...]:
     """Walk the network once, in an order in which every site follows its inputs."""
-    walk = _Walk(structure)
+    walk = _Walk(structure, stride=config.stride)
     height, width = config.image
     feature = walk.stem(Feature(IMAGE, IMAGE, 3, height, width, Layout.SPATIAL), config.stages[0].width)
     l1 = low = walk.hod(feature, config, stage=1)
@@ -161,8 +188,10 @@ def sites(structure: Structure, config: Config) -> tuple[Site, ...]:
 class _Walk:
     """Collects sites; each method is one module of the paper and returns the feature it leaves."""
 
-    def __init__(self, structure: Structure) -> None:
-        self.structure = structure
+    def __init__(self, structure: Structure, *, stride: Literal[16] | None) -> None:
+        self.structure, self.stride = structure, stride
+        self.at = "" if stride is None else str(stride)
+        """What the names of the sites behind the shared part of the SCM have in them."""
         self.sites: list[Site] = []
 
     def stem(self, image: Feature, width: int) -> Feature:
@@ -188,7 +217,7 @@ class _Walk:
         if stage == 2:
             high = self._add("sam2.align", Kind.ALIGN, (high,), width, stage=stage)
         merged = self._add(f"sam{stage}.merge", Kind.SAM, (low, high), width, stream=high.stream, stage=stage)
-        kind = self.structure.context_kind if stage == 4 else Kind.XCA
+        kind = self.structure.global_kind(_SAMS[stage])
         return self._global(f"sam{stage}.global", kind, merged, stage=stage)
 
     def pool(self, fine: Feature, stage: int) -> Feature:
@@ -197,31 +226,33 @@ class _Walk:
 
     def scm(self, l1: Feature, l2: Feature, l3: Feature, l4: Feature) -> Feature:
         """Eq. 4-5: combine the scales into one map at stride 32, or one level earlier at stride 16."""
-        kind = self.structure.context_kind
+        kind, name = self.structure.global_kind("scm"), f"scm{self.at}"
         combined = self._add("scm.down1", Kind.SCM, (l1, l2), l2.channels, stream=l2.stream, stage=3, shrink=2)
-        if self.structure.stride is None:
+        if self.stride is None:
             fine, stage = combined, 4
             combined = self._add("scm.down2", Kind.SCM, (fine, l3), l3.channels, stream=l3.stream, stage=4, shrink=2)
             coarse = l4
         else:  # l3 has l4 in it already, through SAM4
             stage = 3
-            coarse = self._add("scm.align", Kind.ALIGN, (l3,), combined.channels, stream=combined.stream, stage=4)
-        s3 = self._global("scm.global1", kind, combined, stage=stage)
-        up = self._add("scm.up", Kind.UP, (s3, coarse), s3.channels, stage=stage)
-        return self._global("scm.global2", kind, up, stage=stage)
+            coarse = self._add(f"{name}.align", Kind.ALIGN, (l3,), combined.channels, stream=combined.stream, stage=4)
+        s3 = self._global(f"{name}.global1", kind, combined, stage=stage)
+        up = self._add(f"{name}.up", Kind.UP, (s3, coarse), s3.channels, stage=stage)
+        return self._global(f"{name}.global2", kind, up, stage=stage)
 
     def tcm_and_head(self, s_out: Feature) -> Feature:
         """T1 on the shared map, T2 on its regression half, then the head on both."""
-        width, kind = tcm_width(s_out.channels), self.structure.context_kind
+        width, kind, name = tcm_width(s_out.channels), self.structure.global_kind("tcm"), f"tcm{self.at}"
         first, second = self.structure.tcm_depths
-        stage = 4 if self.structure.stride is None else 3
-        t1 = self._add("tcm.project1", Kind.PROJECT, (s_out,), width, stream="t1", stage=stage)
+        at_16 = self.stride is not None
+        stage = 3 if at_16 else 4
+        t1 = self._add(f"{name}.project1", Kind.PROJECT, (s_out,), width, stream=T1_STREAMS[at_16], stage=stage)
         for i in range(first):
-            t1 = self._global(f"tcm.task1_{i}", kind, t1, stage=stage)
-        t2 = self._add("tcm.project2", Kind.SPLIT_PROJECT, (t1,), width, stream="t2", stage=stage)
+            t1 = self._global(f"{name}.task1_{i}", kind, t1, stage=stage)
+        t2 = self._add(f"{name}.project2", Kind.SPLIT_PROJECT, (t1,), width, stream=T2_STREAMS[at_16], stage=stage)
         for i in range(second):
-            t2 = self._global(f"tcm.task2_{i}", kind, t2, stage=stage)
-        return self._add("head", Kind.HEAD, (t1, t2), self.structure.classes, stream="head", stage=stage)
+            t2 = self._global(f"{name}.task2_{i}", kind, t2, stage=stage)
+        head = f"head{self.at}"
+        return self._add(head, Kind.HEAD, (t1, t2), self.structure.classes, stream=head, stage=stage)
 
     def _global(self, name: str, kind: Kind, feature: Feature, *, stage: int) -> Feature:
         return self._add(name, kind, (feature,), feature.channels, stage=stage)
@@ -247,16 +278,15 @@ class _Walk:
             width=first.width,
             layouts=tuple(feature.layout for feature in inputs),
             activation=self.structure.activation if kind not in _WITHOUT_ACTIVATION else None,
-            kept_tokens=self._kept(first.height * first.width) if kind is Kind.ATTENTION else None,
-            **self._deviations(kind, in_tcm=stream in TCM_STREAMS, widens=first.channels != channels),
+            kept_tokens=self._kept(first.height * first.width) if kind is Kind.SPARSE_ATTENTION else None,
+            **self._deviations(kind, in_tcm=stream in T1_STREAMS + T2_STREAMS, widens=first.channels != channels),
         )
         self.sites.append(Site(name, block, tuple(feature.name for feature in inputs), stream, stage))
         return Feature(name, stream, channels, -(-first.height // shrink), -(-first.width // shrink), block.gives)
 
-    def _kept(self, tokens: int) -> int | None:
-        """Return the tokens that pass the MLP of token attention, None for all."""
-        keep = self.structure.keep
-        return max(1, tokens - int((1 - keep) * tokens + 1e-9)) if keep < 1 else None
+    def _kept(self, tokens: int) -> int:
+        """Return the tokens that pass the MLP of sparse token attention."""
+        return max(1, tokens - int((1 - self.structure.keep) * tokens + 1e-9))
 
     def _deviations(self, kind: Kind, *, in_tcm: bool, widens: bool) -> dict[str, Any]:
         """Return what of the structure shows in a block of this kind; None where it is as in reading R*."""
@@ -278,12 +308,14 @@ class _Walk:
                 return {"key_width": has.key_width, "mlp_ratio": has.window_mlp}
             case Kind.XCA:
                 return {"mlp_ratio": has.tcm_mlp if in_tcm else has.channel_mlp}
-            case Kind.ATTENTION:
+            case Kind.ATTENTION | Kind.SPARSE_ATTENTION:
                 return {"mlp_ratio": has.tcm_mlp if in_tcm else has.token_mlp}
             case Kind.HEAD:
-                return {"anchor_px": has.anchor_px, "stride": has.stride}
+                return {"anchor_px": has.anchor_px, "stride": self.stride}
             case _:
                 return {}
 
+
+_SAMS: dict[int, Module] = {2: "sam2", 3: "sam3", 4: "sam4"}
 
 _WITHOUT_ACTIVATION = frozenset({Kind.REP_CNN, Kind.ENTRY, Kind.POOL, Kind.UP, Kind.HEAD})

@@ -12,7 +12,7 @@ from typing import Self
 from nas.blocks import Kind
 from nas.config import Config
 from nas.errors import InvalidConfig
-from nas.importance import Importance, PerKind
+from nas.importance import Importance, PerKind, PerStride
 from nas.space import WIDTH_STEP, SearchSpace
 from nas.values import Value
 
@@ -44,17 +44,20 @@ class AdditiveScore(Value):
     Attributes:
         space: id of the space whose configs it scores.
         stages: the price lists of the four stages.
+        strides: what each stride of the prediction map loses, 0 for the best; None where the space has one stride.
     """
 
     space: str
     stages: tuple[StageScore, StageScore, StageScore, StageScore]
+    strides: PerStride | None = None
 
     @classmethod
     def from_importance(cls, space: SearchSpace, importance: Importance) -> Self:
         """Derive the score from trained logits (spec 3.6).
 
         A slot holding kind n scores p_n = softmax(r)_n, an emptied one p_identity. Channel group g of stage j scores
-        share(j, g) * V_j, with V_j the sum over the stage's slots of their best p.
+        share(j, g) * V_j, with V_j the sum over the stage's slots of their best p. A stride whose AP50 is x percent
+        below the best one loses x percent of everything: all blocks work for the one prediction map.
 
         Raises:
             InvalidConfig: the importance belongs to another space.
@@ -63,7 +66,8 @@ class AdditiveScore(Value):
         raw = [_stage_score(importance, number) for number in (1, 2, 3, 4)]
         unit = 100 / sum(_best(stage) for stage in raw)
         first, second, third, fourth = (_scaled(stage, unit) for stage in raw)
-        return cls(space=space.id, stages=(first, second, third, fourth))
+        strides = importance.stride_ap50 and _stride_losses(importance.stride_ap50)
+        return cls(space=space.id, stages=(first, second, third, fourth), strides=strides)
 
     @classmethod
     def indifferent(cls, space: SearchSpace) -> Self:
@@ -76,7 +80,8 @@ class AdditiveScore(Value):
             )
             for choices in space.stages
         )
-        return cls(space=space.id, stages=(first, second, third, fourth))
+        strides = dict.fromkeys(space.prediction_strides, 0.0)
+        return cls(space=space.id, stages=(first, second, third, fourth), strides=strides if len(strides) > 1 else None)
 
     def check(self, space: SearchSpace) -> Self:
         """Return self, or raise `InvalidConfig` if it scores the configs of another space."""
@@ -94,11 +99,20 @@ class AdditiveScore(Value):
         """
         if config.space != self.space:
             raise InvalidConfig(f"config belongs to space {config.space}, the score to {self.space}: score it there")
-        total = 0.0
+        total = self.stride(config.prediction_stride)
         for score, stage in zip(self.stages, config.stages, strict=True):
             total += sum(slot[kind] for slot, kind in zip(score.slots, stage.slots, strict=True))
             total += score.global_kinds[stage.global_kind] + score.width(stage.width)
         return total
+
+    def stride(self, stride: int) -> float:
+        """Return the score of a stride of the prediction map: 0 or less."""
+        return 0.0 if self.strides is None else self.strides[stride]
+
+
+def _stride_losses(ap50: PerStride) -> dict[int, float]:
+    best = max(ap50.values())
+    return {stride: 100 * (value / best - 1) if best > 0 else 0.0 for stride, value in ap50.items()}
 
 
 def _stage_score(importance: Importance, number: int) -> StageScore:

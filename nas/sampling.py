@@ -8,7 +8,7 @@ from nas.space import SearchSpace, StageChoices
 
 
 def random_config(space: SearchSpace, rng: np.random.Generator, *, image: tuple[int, int] | None = None) -> Config:
-    """Draw a legal config: any kinds with at least one block a stage, widths that do not fall, any closing block.
+    """Draw a legal config: any kinds, at least one block a stage, widths that never fall, any closing block and stride.
 
     Every round draws anew and hits each legal config at its size with the same chance; there is always one (the
     narrowest, in full depth), so the rounds end.
@@ -20,6 +20,8 @@ def random_config(space: SearchSpace, rng: np.random.Generator, *, image: tuple[
     while True:
         first, second, third, fourth = (_random_stage(choices, rng) for choices in space.stages)
         config = Config(space=space.id, image=size, stages=(first, second, third, fourth))
+        if space.strides is not None:
+            config = space.with_stride(config, int(rng.choice(space.prediction_strides)))
         if space.contains(config):
             return config
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from itertools import pairwise, product
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from nas.blocks import GLOBAL_KINDS, LOCAL_KINDS, Activation, Block, Kind
+from nas.blocks import GLOBAL_KINDS, LOCAL_KINDS, PREDICTION_STRIDE, Activation, Block, Kind
 from nas.config import Config, Stage
 from nas.errors import InvalidConfig, UnknownSpace
 from nas.network import Site, Structure, sites
@@ -59,12 +59,14 @@ class SearchSpace(Value):
         structure: what all its detectors share.
         stages: the choices of the four stages.
         images: legal input sizes (height, width) in pixels, ascending by area.
+        strides: legal strides of the prediction map, ascending; None for 32 alone.
     """
 
     name: str
     structure: Structure
     stages: tuple[StageChoices, StageChoices, StageChoices, StageChoices]
     images: tuple[tuple[int, int], ...] = Field(min_length=1)
+    strides: tuple[Literal[16]] | tuple[Literal[16], Literal[32]] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -85,12 +87,20 @@ class SearchSpace(Value):
                     )
         return self
 
+    @property
+    def prediction_strides(self) -> tuple[int, ...]:
+        """Legal input pixels between two cells of the prediction map, ascending."""
+        return self.strides or (PREDICTION_STRIDE,)
+
     def largest(self, image: tuple[int, int] | None = None) -> Config:
-        """Return the config with every slot filled at full width: the supernet's frame. Slots hold their first kind."""
+        """Return the config with every slot filled at full width and the finest prediction map: the supernet's frame.
+
+        Slots hold their first kind.
+        """
         return self._extreme(self.input_size(image), widest=True)
 
     def smallest(self, image: tuple[int, int] | None = None) -> Config:
-        """Return the config with the narrowest stages and one local block in each."""
+        """Return the config with the narrowest stages, one local block in each and the coarsest prediction map."""
         return self._extreme(image or self.images[0], widest=False)
 
     def input_size(self, image: tuple[int, int] | None) -> tuple[int, int]:
@@ -121,6 +131,7 @@ class SearchSpace(Value):
                 f"config belongs to space {config.space}, not to {self.name} ({self.id}): use its own space"
             )
         self.input_size(config.image)
+        self._check_stride(config.prediction_stride)
         for number, (stage, choices) in enumerate(zip(config.stages, self.stages, strict=True), start=1):
             _check_stage(number, stage, choices)
         for number, (low, high) in enumerate(pairwise(config.widths), start=1):
@@ -131,6 +142,15 @@ class SearchSpace(Value):
                 )
         return config
 
+    def with_stride(self, config: Config, stride: int) -> Config:
+        """Return the config with another stride of its prediction map.
+
+        Raises:
+            InvalidConfig: the space has no such stride.
+        """
+        self._check_stride(stride)
+        return config.model_copy(update={"stride": _field_of(stride)})
+
     def contains(self, config: Config) -> bool:
         """Tell whether `check` would accept the config."""
         try:
@@ -140,7 +160,9 @@ class SearchSpace(Value):
         return True
 
     def moves(self, config: Config) -> Iterator[tuple["Move", Config]]:
-        """Yield every legal single reduction: one local block removed, or one stage narrowed, the widest first.
+        """Yield every legal single reduction.
+
+        One local block removed, one stage narrowed (the widest first), or a coarser prediction map.
 
         Raises:
             InvalidConfig: the config is not one of the space.
@@ -157,6 +179,9 @@ class SearchSpace(Value):
                 if floor <= width < stage.width:
                     narrowed = stage.model_copy(update={"width": width})
                     yield Move(stage=index + 1, width=width), config.with_stage(index, narrowed)
+        for stride in self.prediction_strides:
+            if stride > config.prediction_stride:
+                yield Move(stride=stride), self.with_stride(config, stride)
 
     def all_blocks(self, image: tuple[int, int] | None = None) -> tuple[Block, ...]:
         """List every distinct block a config may need (at one input size, or at all): the rows a table must hold.
@@ -172,17 +197,17 @@ class SearchSpace(Value):
         return tuple(found)
 
     def covering_configs(self, image: tuple[int, int]) -> Iterator[Config]:
-        """Yield configs in which every pair of adjacent widths, every kind and every received layout occurs.
+        """Yield configs in which every pair of adjacent widths, every kind, stride and received layout occurs.
 
-        A block depends on no more than two adjacent widths (`Site.stage`) and the layout it receives, so these few
-        configs meet every block of the space.
+        A block depends on no more than two adjacent widths (`Site.stage`), the layout it receives and the stride of the
+        prediction map, so these few configs meet every block of the space.
         """
-        for index in range(3):
+        for stride, index in product(self.prediction_strides, range(3)):
             for low, high in product(self.stages[index].widths, self.stages[index + 1].widths):
                 if low <= high:
-                    yield from self._covering_slots(image, self._widths_around(index, low, high))
+                    yield from self._covering_slots(image, self._widths_around(index, low, high), stride)
 
-    def _covering_slots(self, image: tuple[int, int], widths: tuple[int, ...]) -> Iterator[Config]:
+    def _covering_slots(self, image: tuple[int, int], widths: tuple[int, ...], stride: int) -> Iterator[Config]:
         patterns = [_patterns(choices) for choices in self.stages]
         for turn in range(max(map(len, patterns))):
             stages = [
@@ -190,7 +215,7 @@ class SearchSpace(Value):
                 for width, pattern in zip(widths, patterns, strict=True)
                 for slots, global_kind in [pattern[turn % len(pattern)]]
             ]
-            yield self._config(image, stages)
+            yield self._config(image, stages, stride)
 
     def _widths_around(self, index: int, low: int, high: int) -> tuple[int, ...]:
         """Return legal widths of all stages with `low` and `high` in two: floors and ceilings never fall."""
@@ -201,6 +226,11 @@ class SearchSpace(Value):
             widths[stage] = min(width for width in self.stages[stage].widths if width >= widths[stage - 1])
         return tuple(widths[stage] for stage in range(4))
 
+    def _check_stride(self, stride: int) -> None:
+        if stride not in self.prediction_strides:
+            legal = " or ".join(map(str, self.prediction_strides))
+            raise InvalidConfig(f"stride {stride} is not in {self.name}: choose {legal}, or another space")
+
     def _extreme(self, image: tuple[int, int], *, widest: bool) -> Config:
         stages = []
         for choices in self.stages:
@@ -209,31 +239,35 @@ class SearchSpace(Value):
             slots = (kind,) * depth + (Kind.IDENTITY,) * (choices.slots - depth)
             width = choices.widths[-1 if widest else 0]
             stages.append(Stage(width=width, slots=slots, global_kind=choices.global_kinds[0]))
-        return self.check(self._config(image, stages))
+        return self.check(self._config(image, stages, self.prediction_strides[0 if widest else -1]))
 
-    def _config(self, image: tuple[int, int], stages: list[Stage]) -> Config:
+    def _config(self, image: tuple[int, int], stages: list[Stage], stride: int) -> Config:
         first, second, third, fourth = stages
-        return Config(space=self.id, image=image, stages=(first, second, third, fourth))
+        return Config(space=self.id, image=image, stages=(first, second, third, fourth), stride=_field_of(stride))
 
 
 class Move(Value):
-    """One reduction: the local block of a slot removed, or a stage narrowed.
+    """One reduction: the local block of a slot removed, a stage narrowed, or a coarser prediction map.
 
     Attributes:
-        stage: 1..4.
-        slot: the emptied slot (0-based), or None when narrowing.
+        stage: 1..4, or None for the prediction map.
+        slot: the emptied slot (0-based), or None where no block is removed.
         kind: what stood in the slot.
-        width: the new width, or None when removing a block.
+        width: the new width, or None where no stage is narrowed.
+        stride: the new stride of the prediction map, or None where it stays.
     """
 
-    stage: int
+    stage: int | None = None
     slot: int | None = None
     kind: Kind | None = None
     width: int | None = None
+    stride: int | None = None
 
     @property
     def label(self) -> str:
         """The move in words."""
+        if self.stride is not None:
+            return f"predict at stride {self.stride}"
         if self.width is not None:
             return f"narrow stage {self.stage} to {self.width}"
         return f"remove {self.kind} from stage {self.stage} slot {self.slot}"
@@ -247,10 +281,8 @@ def named_space(name: str, *, classes: int) -> SearchSpace:
     """
     if name not in _SPACES:
         raise UnknownSpace(f"space {name!r} is unknown: choose one of {', '.join(SPACE_NAMES)}")
-    structure, stages, images = _SPACES[name]
-    return SearchSpace(
-        name=name, structure=structure.model_copy(update={"classes": classes}), stages=stages, images=images
-    )
+    space = _SPACES[name]
+    return space.model_copy(update={"structure": space.structure.model_copy(update={"classes": classes})})
 
 
 def _stages(
@@ -268,30 +300,38 @@ def _steps(low: int, high: int) -> tuple[int, ...]:
 
 
 _SPACES = {
-    # The smallest frame that contains all four nets of the paper's Table 3.
-    "heatdetr": (
-        Structure(classes=80, context_kind=Kind.ATTENTION, keep=0.82),
-        _stages(
-            (2, 2, 18, 2),
-            (_steps(64, 192), _steps(64, 192), _steps(64, 256), _steps(64, 384)),
-            (Kind.ATTENTION, Kind.XCA),
+    space.name: space
+    for space in (
+        # The smallest frame that contains all four nets of the paper's Table 3. Its token attention would be 16 times
+        # as dear on a prediction map at stride 16.
+        SearchSpace(
+            name="heatdetr",
+            structure=Structure(classes=80, context_kind=Kind.SPARSE_ATTENTION, keep=0.82),
+            stages=_stages(
+                (2, 2, 18, 2),
+                (_steps(64, 192), _steps(64, 192), _steps(64, 256), _steps(64, 384)),
+                (Kind.SPARSE_ATTENTION, Kind.ATTENTION, Kind.XCA),
+            ),
+            images=((640, 640), (832, 1344)),
         ),
-        ((640, 640), (832, 1344)),
-    ),
-    "heatdetr-edge": (
-        Structure(classes=80, activation=Activation.HARDSWISH),
-        _stages(
-            (2, 2, 6, 2),
-            (_steps(32, 96), _steps(64, 128), _steps(64, 192), _steps(96, 256)),
-            (Kind.XCA, Kind.ATTENTION),
+        SearchSpace(
+            name="heatdetr-edge",
+            structure=Structure(classes=80, activation=Activation.HARDSWISH),
+            stages=_stages(
+                (2, 2, 6, 2),
+                (_steps(32, 96), _steps(64, 128), _steps(64, 192), _steps(96, 256)),
+                (Kind.XCA, Kind.ATTENTION),
+            ),
+            images=tuple((side, side) for side in (256, 320, 384, 448, 512, 640)),
+            strides=(16, 32),
         ),
-        tuple((side, side) for side in (256, 320, 384, 448, 512, 640)),
-    ),
-    "heatdetr-nano": (
-        Structure(classes=3, activation=Activation.RELU, tcm_depths=(1, 1), anchor_px=(16, 32, 64, 128)),
-        _stages((1, 2, 3, 1), ((32, 64), (32, 64), (64, 96), (64, 96, 128)), (Kind.XCA, Kind.ATTENTION)),
-        ((192, 192),),
-    ),
+        SearchSpace(
+            name="heatdetr-nano",
+            structure=Structure(classes=3, activation=Activation.RELU, tcm_depths=(1, 1), anchor_px=(16, 32, 64, 128)),
+            stages=_stages((1, 2, 3, 1), ((32, 64), (32, 64), (64, 96), (64, 96, 128)), (Kind.XCA, Kind.ATTENTION)),
+            images=((192, 192),),
+        ),
+    )
 }
 
 SPACE_NAMES = tuple(_SPACES)
@@ -331,6 +371,11 @@ def _check_stage(number: int, stage: Stage, choices: StageChoices) -> None:
         raise InvalidConfig(
             f"stage {number} closes with {stage.global_kind}: choose one of {', '.join(choices.global_kinds)}"
         )
+
+
+def _field_of(stride: int) -> Literal[16] | None:
+    """Return what stands for a stride in a config."""
+    return 16 if stride == 16 else None
 
 
 def _nearest(width: int) -> int:

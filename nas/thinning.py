@@ -109,8 +109,9 @@ def thin(
     """Thin the supernet's best path at one input size (the largest by default) until the budget holds, margin included.
 
     `stages="least_important"` is the paper's rule: only the least important stage that can still shrink is touched (and
-    the least important block of all, its LR). `"all"` considers the moves of every stage. Each step removes a
-    block or narrows a stage, so the loop ends after at most `slots + widths` steps.
+    the least important block of all, its LR), and a coarser prediction map, which is no stage's. `"all"` considers the
+    moves of every stage. Each step removes a block, narrows a stage or coarsens the map, so the loop ends after at most
+    `slots + widths + strides` steps.
 
     Raises:
         BudgetUnreachable: no config of the space is fast enough.
@@ -143,6 +144,8 @@ def thin(
 def best_path(space: SearchSpace, importance: Importance, *, image: tuple[int, int] | None = None) -> Config:
     """Return the full-depth, full-width config with the most probable kind in every slot (identity apart).
 
+    Its prediction map has the stride that found most.
+
     Raises:
         InvalidConfig: the importance belongs to another space, or the space has no such input size.
     """
@@ -155,6 +158,8 @@ def best_path(space: SearchSpace, importance: Importance, *, image: tuple[int, i
             global_kind=_most_probable(logits.global_kinds),
         )
         config = config.with_stage(index, stage)
+    if importance.stride_ap50 is not None:
+        config = space.with_stride(config, max(importance.stride_ap50, key=importance.stride_ap50.__getitem__))
     return space.check(config)
 
 
@@ -220,14 +225,18 @@ class _Problem:
         """List the paper's moves that gain speed, of every stage.
 
         IR: empty the slot of least M. SR: remove the first SWMSA. WMR: remove the first WMSA. WR: narrow to the next
-        width that is faster; tables exist in which a width is slower than the one above.
+        width that is faster; tables exist in which a width is slower than the one above. And the coarser
+        prediction map, where the space has one.
         """
-        slots = {number: _movable_slots(self.importance, current.config, number) for number in range(1, 5)}
+        slots = {
+            (number, slot) for number in range(1, 5) for slot in _movable_slots(self.importance, current.config, number)
+        }
         found: list[_Faster] = []
-        narrowed: set[int] = set()
+        narrowed: set[int | None] = set()
         for move, config in self.space.moves(current.config):
-            considered = move.slot in slots[move.stage] if move.width is None else move.stage not in narrowed
-            if not considered:
+            if move.slot is not None and (move.stage, move.slot) not in slots:
+                continue
+            if move.width is not None and move.stage in narrowed:
                 continue
             latency_ms = self.predict_ms(config)
             if _fps_gained(current.latency_ms, latency_ms) > _ROUNDING * 1000 / current.latency_ms:
@@ -236,17 +245,18 @@ class _Problem:
         return found
 
     def _of_least_important_stage(self, config: Config, faster: list[_Faster]) -> list[_Faster]:
-        """Keep the moves of the least important stage, and LR of Algorithm 1: the removal of least M in any stage."""
+        """Keep the moves of the least important stage, LR of Algorithm 1 (the removal of least M), that of no stage."""
         least = min(
-            {one.move.stage for one in faster},
+            {one.move.stage for one in faster if one.move.stage is not None},
             key=lambda number: (
                 self.importance.stage_importance(number, _alive(config, number), aggregate=self.aggregate),
                 number,
             ),
+            default=None,
         )
-        removals = [(one.move.stage, one.move.slot) for one in faster if one.move.slot is not None]
+        removals = [(move.stage, move.slot) for move, *_ in faster if move.stage is not None and move.slot is not None]
         reduced = min(removals, key=lambda place: self.importance.block_importance(*place), default=None)
-        return [one for one in faster if one.move.stage == least or (one.move.stage, one.move.slot) == reduced]
+        return [one for one in faster if one.move.stage in {least, None} or (one.move.stage, one.move.slot) == reduced]
 
     def _candidate(self, current: _State, faster: _Faster) -> Candidate:
         quality = self.judge(faster.config)

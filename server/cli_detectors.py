@@ -49,9 +49,12 @@ def train(
     space: SpaceOption = "heatdetr-edge",
     image: ImageOption = None,
     stride: Annotated[
-        int,
-        typer.Option(help="Input pixels between two predictions, 32 or 16; 16 sees smaller objects and costs more."),
-    ] = 32,
+        int | None,
+        typer.Option(
+            help="Input pixels between two predictions, where the space has a choice: 32, or 16, which sees smaller "
+            "objects and costs more. Default: that of the config; the largest has 16, the smallest 32."
+        ),
+    ] = None,
     recipe: Annotated[
         Literal["small", "1x", "3x"],
         typer.Option(help="small: a few hundred images from scratch; 1x and 3x: the paper's, for large data."),

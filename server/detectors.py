@@ -12,7 +12,7 @@ from nas.space import SearchSpace, named_space
 
 
 def choose(
-    config: str, space: str, image: tuple[int, int] | None, *, stride: int, classes: int
+    config: str, space: str, image: tuple[int, int] | None, *, stride: int | None, classes: int
 ) -> tuple[SearchSpace, Config]:
     """Return a config and its space, for a number of classes.
 
@@ -20,7 +20,7 @@ def choose(
         config: `largest` or `smallest` of the space, a detector of Table 3, or the path of an answer's `config.json`.
         space: name of the space; the file of an answer brings its own.
         image: input size (height, width); None for the largest of the space, or that of the answer.
-        stride: of the prediction map, 32 or 16; an answer keeps its own.
+        stride: of the prediction map; None for what the config has by itself.
         classes: object classes of the head.
 
     Raises:
@@ -28,18 +28,20 @@ def choose(
         UnknownSpace: no space has this name.
     """
     if config.endswith(".json"):
-        return _from_file(Path(config), image, classes)
-    if stride not in {16, 32}:
-        raise InvalidConfig(f"stride {stride} is not offered: choose 32, or 16 for small objects")
-    found = named_space(space, classes=classes)
-    if stride == 16:
-        found = found.model_copy(update={"structure": found.structure.model_copy(update={"stride": 16})})
+        found, chosen = _from_file(Path(config), image, classes)
+    else:
+        found = named_space(space, classes=classes)
+        chosen = _by_name(config, found, image)
+    return found, chosen if stride is None else found.with_stride(chosen, stride)
+
+
+def _by_name(config: str, space: SearchSpace, image: tuple[int, int] | None) -> Config:
     if config == "largest":
-        return found, found.largest(image)
+        return space.largest(image)
     if config == "smallest":
-        return found, found.smallest(found.input_size(image))
+        return space.smallest(space.input_size(image))
     if config in CONFIG_NAMES:
-        return found, found.check(named_config(config, found, image=found.input_size(image)))
+        return space.check(named_config(config, space, image=space.input_size(image)))
     known = ", ".join(("largest", "smallest", *CONFIG_NAMES))
     raise InvalidConfig(f"config {config!r} is unknown: choose one of {known}, or the config.json of an answer")
 

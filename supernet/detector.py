@@ -34,7 +34,7 @@ def build_block(block: Block) -> nn.Module:
             return nn.Identity()
         case Kind.XCA:
             return XCA(block)
-        case Kind.ATTENTION:
+        case Kind.ATTENTION | Kind.SPARSE_ATTENTION:
             return Attention(block)
         case Kind.POOL:
             return Pool(block)

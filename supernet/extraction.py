@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nas.blocks import HEAD_WIDTH, XCA_HEADS
 from nas.config import Config
-from nas.network import IMAGE, Site
+from nas.network import IMAGE, T1_STREAMS, Site
 from supernet.detector import HeatDETR, module_key
 from supernet.layers.axes import Axis, Sliceable, Writer
 from supernet.supernet import Mixture, Supernet
@@ -37,7 +37,7 @@ class Stream:
     """Channels that several blocks read and write.
 
     Attributes:
-        name: `stage1`..`stage4`, `t1`, `t2` or `image`.
+        name: that of `Site.stream`, or `image`.
         segments: equal parts that are narrowed alike: T1 has a classification and a regression half.
     """
 
@@ -127,6 +127,7 @@ class _Cutter:
         self.kept = {
             stream: _kept(strengths, stream, widths[stream.name])
             for stream, strengths in _group_strengths(supernet).items()
+            if stream.name in widths  # else it belongs to the prediction map of another stride
         }
 
     def site(self, site: Site, prefix: str, module: nn.Module, *, source: str) -> dict[str, Slice]:
@@ -184,7 +185,7 @@ class _Cutter:
 def _streams(sites: Sequence[Site]) -> dict[str, Stream]:
     """Return the stream that each site writes, by site name."""
     return {IMAGE: Stream(IMAGE)} | {
-        site.name: Stream(site.stream, segments=2 if site.stream == "t1" else 1) for site in sites
+        site.name: Stream(site.stream, segments=2 if site.stream in T1_STREAMS else 1) for site in sites
     }
 
 

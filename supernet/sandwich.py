@@ -43,21 +43,24 @@ class Sandwich:
         """Forget the ranking of channels: the next run of each width takes the present one."""
         self._slices.clear()
 
-    def predict(self, widths: Widths, images: Tensor, gates: Gates) -> RawPrediction:
-        """Predict at the given widths; gradients flow into the supernet, its running statistics stay as they are."""
+    def predict(self, widths: Widths, images: Tensor, gates: Gates, stride: int) -> RawPrediction:
+        """Predict at the given widths and stride.
+
+        Gradients flow into the supernet, its running statistics stay as they are.
+        """
         if widths not in self._narrow:
             self._narrow[widths] = _narrowed(self.supernet, widths)
         narrow = self._narrow[widths]
         if widths not in self._slices:
             self._slices[widths] = mixture_slices(self.supernet, narrow)
-        idle = _idle_prefixes(narrow, gates)
+        idle = _idle_prefixes(narrow, gates, stride)
         weights = dict(self.supernet.named_parameters())
         parameters = {
             name: cut(weights[part.source], part)
             for name, part in self._slices[widths].items()
             if part.source in weights and not name.startswith(idle)
         }
-        prediction: RawPrediction = functional_call(narrow, parameters, (images, gates))
+        prediction: RawPrediction = functional_call(narrow, parameters, (images, gates, stride))
         return prediction
 
 
@@ -66,7 +69,7 @@ def sample_config(supernet: Supernet, turn: int, *, seed: int) -> Config:
 
     Each candidate of a place has its turn once in as many steps as there are candidates, in an order drawn anew each
     time (strict fairness, FairNAS section 3): a kind that was trained more often would look more important than it is.
-    So has each legal choice of widths. Every stage keeps at least one local block.
+    So has each legal choice of widths, and each stride. Every stage keeps at least one local block.
     """
     space = supernet.space
     widths = _in_turn(legal_widths(space), turn, (seed, len(supernet.choices)))
@@ -78,7 +81,9 @@ def sample_config(supernet: Supernet, turn: int, *, seed: int) -> Config:
         )
         for number, (choices, width) in enumerate(zip(space.stages, widths, strict=True), start=1)
     )
-    return space.check(Config(space=space.id, image=supernet.frame.image, stages=(first, second, third, fourth)))
+    config = Config(space=space.id, image=supernet.frame.image, stages=(first, second, third, fourth))
+    stride = _in_turn(space.prediction_strides, turn, (seed, len(supernet.choices) + 1))
+    return space.check(space.with_stride(config, stride))
 
 
 @lru_cache(maxsize=8)
@@ -125,9 +130,11 @@ def _narrowed(supernet: Supernet, widths: Widths) -> Supernet:
     return narrow
 
 
-def _idle_prefixes(narrow: Supernet, gates: Gates) -> tuple[str, ...]:
-    """Return the name prefixes of the candidates whose gate is exactly 0: they do not run."""
-    return tuple(
+def _idle_prefixes(narrow: Supernet, gates: Gates, stride: int) -> tuple[str, ...]:
+    """Return the name prefixes of what does not run: candidates whose gate is exactly 0, sites of another stride."""
+    running = {site.name for site in narrow.walks[stride]}
+    elsewhere = tuple(f"blocks.{module_key(site.name)}." for site in narrow.sites if site.name not in running)
+    return elsewhere + tuple(
         f"blocks.{module_key(name)}.candidates.{kind.value}."
         for name, kinds in narrow.choices.items()
         for kind, gate in zip(kinds, gates[name].tolist(), strict=True)

@@ -1,6 +1,7 @@
 """The supernet: every slot of the largest config as a mixture of its candidates (paper eq. 8)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from nas.blocks import KERNEL, Block, Kind, Layout
 from nas.config import Config
-from nas.network import IMAGE, Site
+from nas.network import IMAGE
 from nas.space import SearchSpace
 from supernet.detector import build_block, module_key
 from supernet.layers.aggregation import SCM
@@ -59,7 +60,8 @@ class Supernet(nn.Module):
 
     Attributes:
         space: the search space it spans.
-        sites: the walk over the largest config.
+        walks: the walk over the largest config, by the stride of its prediction map.
+        sites: all sites of these walks, each once.
         blocks: a module or a `Mixture` for each site.
         choices: the candidates of each mixture, by site name.
         logits: r of each mixture (candidates,), apart from the weights.
@@ -69,7 +71,8 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.frame = space.largest(image)
-        self.sites: tuple[Site, ...] = space.sites(self.frame)
+        self.walks = {stride: space.sites(space.with_stride(self.frame, stride)) for stride in space.prediction_strides}
+        self.sites = tuple({site.name: site for walk in self.walks.values() for site in walk}.values())
         self.blocks = nn.ModuleDict()
         self.logits = nn.ParameterDict()
         self.choices: dict[str, tuple[Kind, ...]] = {}
@@ -85,15 +88,18 @@ class Supernet(nn.Module):
                 self.choices[site.name] = module.kinds
                 self.logits[module_key(site.name)] = nn.Parameter(torch.zeros(len(module.kinds)))
 
-    def forward(self, images: Tensor, gates: Gates) -> RawPrediction:
-        """Predict with the candidates mixed by `gates`; images (B, 3, H, W), RGB in [0, 1]."""
+    def forward(self, images: Tensor, gates: Gates, stride: int) -> RawPrediction:
+        """Predict with the candidates mixed by `gates`, on a map of the given stride.
+
+        Images (B, 3, H, W), RGB in [0, 1].
+        """
         values: dict[str, Any] = {IMAGE: images}
-        for site in self.sites:
+        for site in self.walks[stride]:
             inputs = [values[name] for name in site.inputs]
             if site.name in self.choices:
                 inputs.append(gates[site.name])
             values[site.name] = self.blocks[module_key(site.name)](*inputs)
-        prediction: RawPrediction = values[self.sites[-1].name]
+        prediction: RawPrediction = values[self.walks[stride][-1].name]
         return prediction
 
     def sample_gates(
@@ -131,13 +137,13 @@ class Supernet(nn.Module):
         """Yield every parameter but the logits."""
         yield from self.blocks.parameters()
 
-    @property
-    def head(self) -> Head:
-        """The detection head, which holds the anchors."""
-        head = self.blocks[module_key(self.sites[-1].name)]
+    def anchors(self, stride: int) -> Tensor:
+        """Return the anchors of a prediction map: (N, 4)."""
+        last = self.walks[stride][-1].name
+        head = self.blocks[module_key(last)]
         if not isinstance(head, Head):
-            raise TypeError(f"the walk must end at the head, not at {self.sites[-1].name}")
-        return head
+            raise TypeError(f"the walk must end at the head, not at {last}")
+        return head.anchors
 
 
 def _weighted(output: Tensor, gate: Tensor) -> Tensor:
@@ -148,8 +154,9 @@ def _weighted(output: Tensor, gate: Tensor) -> Tensor:
 def _candidates(space: SearchSpace, frame: Config) -> dict[str, list[Block]]:
     """Return the blocks that may stand at each site of the frame, found by walking it with each kind in turn."""
     found: dict[str, dict[Kind, Block]] = {}
-    for turn in range(max(max(len(c.local_kinds), len(c.global_kinds)) for c in space.stages)):
-        config = frame
+    turns = range(max(max(len(c.local_kinds), len(c.global_kinds)) for c in space.stages))
+    for turn, stride in product(turns, space.prediction_strides):
+        config = space.with_stride(frame, stride)
         for index, (stage, choices) in enumerate(zip(frame.stages, space.stages, strict=True)):
             local = choices.local_kinds[turn % len(choices.local_kinds)]
             closing = choices.global_kinds[turn % len(choices.global_kinds)]

@@ -9,7 +9,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from nas.config import Config
 from nas.importance import Importance, Provenance
 from nas.space import SearchSpace
 from nas.thinning import best_path
@@ -36,17 +36,21 @@ from supernet.checkpoint import (
 )
 from supernet.dataset import CocoDataset
 from supernet.errors import CheckpointMismatch, TrainingDiverged
-from supernet.evaluation import Evaluation, evaluate_module, images_to_floats
+from supernet.evaluation import evaluate_module, images_to_floats
 from supernet.extraction import extract
 from supernet.importance import read_importance
 from supernet.layers.head import RawPrediction
 from supernet.losses import Target, detection_losses
+from supernet.mixture_scores import TrainMetrics, evaluate_mixture, stride_ap50
 from supernet.optimisers import cosine_share, make_adamw
 from supernet.recipe import cpu_precision
 from supernet.sandwich import Sandwich, sample_config
 from supernet.supernet import Supernet
 
 Precision = Literal["fp32", "bf16"]
+
+STRIDE_IMAGES = 256
+"""Training images on which the strides of a supernet are compared."""
 
 BETAS = (0.9, 0.99)
 """Of AdamW: a few hundred steps are too few for the usual 0.999."""
@@ -122,24 +126,6 @@ class Progress(NamedTuple):
     seconds_left: float | None
 
 
-class TrainMetrics(Value):
-    """How good a trained supernet is on the held-out split, with BatchNorm statistics estimated anew.
-
-    Attributes:
-        ap: COCO AP of the mixture with gates p = softmax(r), without noise.
-        ap50: AP50 of the same.
-        path_ap50: AP50 of its most probable path at full width, cut out.
-        images: held-out images.
-        loss: mean of the last tenth of the steps taken by the last process.
-    """
-
-    ap: float | None
-    ap50: float | None
-    path_ap50: float | None
-    images: int
-    loss: float | None
-
-
 class TrainedSupernet(NamedTuple):
     """What a training leaves.
 
@@ -183,7 +169,8 @@ def train_supernet(
     if resume and run.unfinished.exists():
         run.restore()
     losses = run.train(progress, clock)
-    metrics = _measure(run, CocoDataset(data, "val", image=space.images[-1]), losses)
+    judged = CocoDataset(data, "train", image=space.images[-1], most=STRIDE_IMAGES)
+    metrics = _measure(run, CocoDataset(data, "val", image=space.images[-1]), judged, losses)
     return run.finish(metrics)
 
 
@@ -237,10 +224,16 @@ class _Run:
         settling = self.step >= self.settings.steps
         mixed = settling or self.step % self.settings.mixture_every == 0
         temperature = self.settings.logits_temperature if settling else self._temperature()
+        subnet = None if mixed else self._subnet()
+        stride = self._mixture_stride(settling=settling) if subnet is None else subnet.prediction_stride
         with torch.autocast("cpu", torch.bfloat16, enabled=self.computed_in == "bf16"):
-            prediction = self._mixture(images, temperature, rng) if mixed else self._subnet(images)
+            prediction = (
+                self._run_mixture(images, temperature, rng, stride)
+                if subnet is None
+                else self.sandwich.predict(subnet.widths, images, self.supernet.one_hot_gates(subnet), stride)
+            )
         whole = RawPrediction(*(part.float() for part in prediction))
-        loss = detection_losses(whole, self.supernet.head.anchors, targets).total
+        loss = detection_losses(whole, self.supernet.anchors(stride), targets).total
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingDiverged(step=self.step, loss=value)
@@ -255,19 +248,21 @@ class _Run:
         first, last = self.settings.temperatures
         return float(first * (last / first) ** (self.step / self.settings.steps))
 
-    def _mixture(self, images: Tensor, temperature: float, rng: np.random.Generator) -> RawPrediction:
+    def _mixture_stride(self, *, settling: bool) -> int:
+        """Return the stride of the prediction map of a step of the mixture: each in turn."""
+        strides = self.supernet.space.prediction_strides
+        turn = self.step if settling else self.step // self.settings.mixture_every
+        return strides[turn % len(strides)]
+
+    def _run_mixture(self, images: Tensor, temperature: float, rng: np.random.Generator, stride: int) -> RawPrediction:
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         gates = self.supernet.sample_gates(temperature, generator, self.settings.noise, images=len(images))
-        return self._forward(images, gates)
-
-    def _forward(self, images: Tensor, gates: dict[str, Tensor]) -> RawPrediction:
-        prediction: RawPrediction = self.supernet(images, gates)
+        prediction: RawPrediction = self.supernet(images, gates, stride)
         return prediction
 
-    def _subnet(self, images: Tensor) -> RawPrediction:
+    def _subnet(self) -> Config:
         turn = self.step - 1 - self.step // self.settings.mixture_every  # subnet steps before this one
-        config = sample_config(self.supernet, turn, seed=self.settings.seed)
-        return self.sandwich.predict(config.widths, images, self.supernet.one_hot_gates(config))
+        return sample_config(self.supernet, turn, seed=self.settings.seed)
 
     def _move_weights(self, loss: Tensor) -> None:
         settings, optimiser = self.settings, self.optimisers["weights"]
@@ -326,7 +321,8 @@ class _Run:
         return self._trained(load_supernet(self.finished), sha256, TrainMetrics.model_validate(header.metrics))
 
     def _trained(self, supernet: Supernet, sha256: str, metrics: TrainMetrics) -> TrainedSupernet:
-        importance = read_importance(supernet, self.provenance(checkpoint_sha256=sha256))
+        provenance = self.provenance(checkpoint_sha256=sha256)
+        importance = read_importance(supernet, provenance, stride_ap50=metrics.stride_ap50)
         return TrainedSupernet(self.finished, sha256, importance, metrics)
 
     def provenance(self, *, checkpoint_sha256: str) -> Provenance:
@@ -369,25 +365,20 @@ def _normalise(parameters: Iterable[nn.Parameter]) -> None:
             gradient.div_(length)
 
 
-def evaluate_mixture(supernet: Supernet, train: CocoDataset, held_out: CocoDataset) -> Evaluation:
-    """Score the mixture with gates p = softmax(r) on the held-out split; its statistics are estimated anew on train."""
-    gates = {name: torch.softmax(supernet.logits_of(name).detach(), dim=0) for name in supernet.choices}
-    forward = partial(supernet, gates=gates)
-    reestimate_batch_norm(supernet, train, forward=forward)
-    return evaluate_module(forward, supernet.head.anchors, held_out)
-
-
-def _measure(run: _Run, held_out: CocoDataset, losses: list[float]) -> TrainMetrics:
+def _measure(run: _Run, held_out: CocoDataset, judged: CocoDataset, losses: list[float]) -> TrainMetrics:
     supernet, space = run.supernet, run.supernet.space
-    mixture = evaluate_mixture(supernet, run.data, held_out)
-    importance = read_importance(supernet, run.provenance(checkpoint_sha256=""))
-    path = extract(supernet, best_path(space, importance))
+    by_stride = stride_ap50(supernet, run.data, judged)
+    importance = read_importance(supernet, run.provenance(checkpoint_sha256=""), stride_ap50=by_stride)
+    config = best_path(space, importance)
+    mixture = evaluate_mixture(supernet, run.data, held_out, stride=config.prediction_stride)
+    path = extract(supernet, config)
     reestimate_batch_norm(path, run.data)
     last = losses[-max(1, len(losses) // 10) :]
     return TrainMetrics(
         ap=mixture.ap,
         ap50=mixture.ap50,
         path_ap50=evaluate_module(path, path.head.anchors, held_out).ap50,
+        stride_ap50=by_stride,
         images=len(held_out),
         loss=float(np.mean(last)) if last else None,
     )

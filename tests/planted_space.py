@@ -13,16 +13,18 @@ from nas.macs import gmacs
 from nas.network import Structure
 from nas.space import WIDTH_STEP, SearchSpace, StageChoices
 
+Strides = tuple[Literal[16]] | tuple[Literal[16], Literal[32]]
+
 PROVENANCE = Provenance(
     data="planted", seed=0, steps=0, noise="gumbel", precision="fp32", version="0", checkpoint_sha256="0" * 64
 )
 
 
-def small_space(stride: Literal[16] | None = None) -> SearchSpace:
+def small_space(strides: Strides | None = None) -> SearchSpace:
     two = (Kind.REP_CNN, Kind.WMSA)
     return SearchSpace(
         name="small",
-        structure=Structure(classes=2, tcm_depths=(1, 1), anchor_px=(32,), stride=stride),
+        structure=Structure(classes=2, tcm_depths=(1, 1), anchor_px=(32,)),
         stages=(
             StageChoices(slots=1, widths=(32, 64), local_kinds=two),
             StageChoices(slots=2, widths=(32, 64), local_kinds=two),
@@ -30,6 +32,7 @@ def small_space(stride: Literal[16] | None = None) -> SearchSpace:
             StageChoices(slots=1, widths=(64, 96), local_kinds=two, global_kinds=(Kind.XCA, Kind.ATTENTION)),
         ),
         images=((64, 128),),
+        strides=strides,
     )
 
 
@@ -44,7 +47,11 @@ def every_config(space: SearchSpace) -> list[Config]:
                 for width, slots, kind in product(stage.widths, product(kinds, repeat=stage.slots), stage.global_kinds)
             ]
         )
-    configs = (Config(space=space.id, image=space.images[0], stages=stages) for stages in product(*choices))
+    maps = [16 if stride == 16 else None for stride in space.prediction_strides]
+    configs = (
+        Config(space=space.id, image=space.images[0], stages=stages, stride=stride)
+        for *stages, stride in product(*choices, maps)
+    )
     return [config for config in configs if space.contains(config)]
 
 
@@ -63,7 +70,9 @@ def planted_importance(space: SearchSpace, seed: int) -> Importance:
                 group_share=tuple(float(share) for share in shares / shares.sum()),
             )
         )
-    return Importance(space=space.id, stages=tuple(stages), provenance=PROVENANCE)
+    several = len(space.prediction_strides) > 1
+    stride_ap50 = {stride: float(rng.uniform(0.5, 0.6)) for stride in space.prediction_strides} if several else None
+    return Importance(space=space.id, stages=tuple(stages), stride_ap50=stride_ap50, provenance=PROVENANCE)
 
 
 def planted_latency(space: SearchSpace, seed: int, *, margin: float = 0.0) -> LatencyModel:

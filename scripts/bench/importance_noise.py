@@ -29,12 +29,12 @@ from supernet.checkpoint import load_supernet
 from supernet.dataset import CocoDataset
 from supernet.evaluation import evaluate_module
 from supernet.extraction import extract
+from supernet.mixture_scores import evaluate_mixture
 from supernet.procedural import SHAPES, make_dataset
 from supernet.training import (
     Progress,
     TrainedSupernet,
     TrainSettings,
-    evaluate_mixture,
     fresh_supernet,
     train_supernet,
 )
@@ -106,7 +106,8 @@ def compare(name: str, values: np.ndarray) -> dict[str, float | str]:
 def score_untrained(space: SearchSpace, data: Path, *, seed: int) -> float | None:
     """Score the mixture that a seed begins with, before the first step."""
     train, held_out = (CocoDataset(data, split, image=space.images[-1]) for split in ("train", "val"))
-    return evaluate_mixture(fresh_supernet(space, seed=seed), train, held_out).ap50
+    stride = space.prediction_strides[0]
+    return evaluate_mixture(fresh_supernet(space, seed=seed), train, held_out, stride=stride).ap50
 
 
 def score_subnets(space: SearchSpace, trained: TrainedSupernet, data: Path) -> list[dict[str, object]]:

@@ -16,7 +16,7 @@ from nas.macs import weights
 from nas.quality import AdditiveScore
 from nas.sampling import random_config
 from nas.space import SearchSpace, named_space
-from tests.planted_space import every_config, planted_importance, planted_latency, small_space
+from tests.planted_space import Strides, every_config, planted_importance, planted_latency, small_space
 
 
 @settings(max_examples=15, deadline=None)
@@ -38,8 +38,9 @@ def test_optimum_equals_brute_force(
         assert latency.holds(found.latency_ms, budget.latency_ms)
 
 
-def test_optimum_equals_brute_force_with_a_prediction_map_at_stride_16() -> None:
-    space = small_space(stride=16)
+@pytest.mark.parametrize("strides", [(16,), (16, 32)])
+def test_optimum_equals_brute_force_with_a_prediction_map_at_stride_16(strides: Strides) -> None:
+    space = small_space(strides)
     configs, latency = every_config(space), planted_latency(space, 3)
     score = AdditiveScore.from_importance(space, planted_importance(space, 4))
     times = [latency.bound_ms(space.blocks(config)) for config in configs]

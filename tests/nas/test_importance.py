@@ -10,7 +10,7 @@ from nas.exact import front
 from nas.importance import Importance, StageLogits
 from nas.quality import AdditiveScore
 from nas.space import SearchSpace, named_space
-from tests.planted_space import PROVENANCE, planted_importance, planted_latency
+from tests.planted_space import PROVENANCE, planted_importance, planted_latency, small_space
 
 
 def logits(slot: dict[Kind, float]) -> StageLogits:
@@ -53,6 +53,29 @@ def test_importance_of_another_space_is_refused(space: SearchSpace) -> None:
     misfit = planted_importance(space, 0).model_copy(update={"space": other.id})
     with pytest.raises(InvalidConfig, match="importance of stage 1 does not fit heatdetr-nano: train it on this space"):
         misfit.check(other)
+
+
+def test_a_stride_that_finds_less_loses_as_much_of_everything() -> None:
+    space = small_space((16, 32))
+    importance = planted_importance(space, 2).model_copy(update={"stride_ap50": {16: 0.8, 32: 0.6}}).check(space)
+    score = AdditiveScore.from_importance(space, importance)
+    fine, coarse = (score(space.with_stride(space.largest(), stride)) for stride in (16, 32))
+    assert fine - coarse == pytest.approx(25)
+    untrained = importance.model_copy(update={"stride_ap50": {16: 0.0, 32: 0.0}})
+    assert AdditiveScore.from_importance(space, untrained).strides == {16: 0, 32: 0}
+
+
+def test_importance_says_how_well_each_stride_of_the_space_does_and_no_other() -> None:
+    space = small_space((16, 32))
+    importance = planted_importance(space, 2)
+    for wrong in (None, {16: 0.5}, {16: 0.5, 32: 0.4, 64: 0.3}):
+        with pytest.raises(InvalidConfig, match="importance of the prediction stride does not fit small: train it"):
+            importance.model_copy(update={"stride_ap50": wrong}).check(space)
+    one = planted_importance(small_space(), 2)
+    assert one.check(small_space()).stride_ap50 is None
+    with pytest.raises(InvalidConfig, match="importance of the prediction stride does not fit small"):
+        one.model_copy(update={"stride_ap50": {32: 0.4}}).check(small_space())
+    assert type(importance).model_validate_json(importance.model_dump_json()) == importance
 
 
 @pytest.mark.parametrize("seed", range(6))

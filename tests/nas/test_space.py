@@ -16,7 +16,10 @@ from nas.sampling import random_config
 from nas.space import SPACE_NAMES, Move, SearchSpace, StageChoices, named_space
 from tests.planted_space import every_config, small_space
 
-SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES} | {"stride 16": small_space(stride=16)}
+SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES} | {
+    "stride 16": small_space((16,)),
+    "both strides": small_space((16, 32)),
+}
 BLOCKS = {name: frozenset(space.all_blocks()) for name, space in SPACES.items()}
 
 
@@ -125,7 +128,10 @@ def test_a_kind_is_a_choice_only_once(field: str) -> None:
     ("change", "message"),
     [
         ({"classes": 0}, "classes 0 must be at least 1: count the classes of the data"),
-        ({"context_kind": Kind.POOL}, "context_kind pool must be one of xca, attention"),
+        ({"context_kind": Kind.POOL}, "context_kind pool must be one of xca, attention, sparse_attention"),
+        ({"scm_kind": Kind.WMSA}, "scm_kind wmsa must be one of xca, attention, sparse_attention"),
+        ({"scm_kind": Kind.XCA}, "scm_kind is xca without being named: leave it out"),
+        ({"sam2_kind": Kind.XCA}, "sam2_kind is xca without being named: leave it out"),
         ({"keep": -0.5}, "keep -0.5 must be above 0 and at most 1: 1 keeps every token"),
         ({"keep": 0.0}, "keep 0.0 must be above 0"),
         ({"keep": 1.7}, "keep 1.7 must be above 0 and at most 1"),
@@ -137,7 +143,6 @@ def test_a_kind_is_a_choice_only_once(field: str) -> None:
         ({"window_mlp": 4}, "window_mlp 4 must be 1 to 8, and None for 4: change it"),
         ({"tcm_mlp": 0}, "tcm_mlp 0 must be 1 to 8"),
         ({"scm_mlp": 9}, "scm_mlp 9 must be 1 to 8"),
-        ({"stride": 32}, "Input should be 16"),
         ({"entry_kernel": 3}, "Input should be 2"),
         ({"align_kernel": 3}, "Input should be 1"),
         ({"key_width": 16}, "Input should be 32"),
@@ -151,8 +156,8 @@ def test_a_structure_that_no_detector_has_is_refused(
 
 
 def test_an_attention_block_keeps_at_least_one_token(space: SearchSpace) -> None:
-    sparse = space.structure.model_copy(update={"context_kind": Kind.ATTENTION, "keep": 1e-15})
-    kept = [block.kept_tokens for block in _sparse(space, sparse) if block.kind is Kind.ATTENTION]
+    sparse = space.structure.model_copy(update={"context_kind": Kind.SPARSE_ATTENTION, "keep": 1e-15})
+    kept = [block.kept_tokens for block in _sparse(space, sparse) if block.kind is Kind.SPARSE_ATTENTION]
     assert kept
     assert set(kept) == {1}
 
@@ -238,7 +243,66 @@ def _one_reduction(config: Config, other: Config) -> bool:
     )
 
 
+def test_a_coarser_prediction_map_is_a_reduction_and_a_finer_one_is_not() -> None:
+    space = small_space((16, 32))
+    fine, coarse = space.largest(), space.with_stride(space.largest(), 32)
+    assert fine.prediction_stride == 16
+    found = [(move, config) for move, config in space.moves(fine) if move.stride is not None]
+    assert found == [(Move(stride=32), coarse)]
+    assert all(move.stride is None for move, _ in space.moves(coarse))
+    only_fine = small_space((16,))
+    assert all(move.stride is None for move, _ in only_fine.moves(only_fine.largest()))
+    with pytest.raises(InvalidConfig, match="stride 32 is not in small: choose 16, or another space"):
+        only_fine.check(coarse.model_copy(update={"space": only_fine.id}))
+
+
+def test_prediction_maps_share_what_stands_before_them() -> None:
+    space = small_space((16, 32))
+    fine, coarse = (
+        {site.name: site for site in space.sites(space.with_stride(space.largest(), stride))} for stride in (16, 32)
+    )
+    shared = fine.keys() & coarse.keys()
+    assert all(fine[name] == coarse[name] for name in shared)
+    assert "scm.down1" in shared
+    assert sorted(fine.keys() - shared) == [
+        "head16", "scm16.align", "scm16.global1", "scm16.global2", "scm16.up", "tcm16.project1", "tcm16.project2",
+        "tcm16.task1_0", "tcm16.task2_0",
+    ]  # fmt: skip
+    assert not {site.stream for name, site in fine.items() if name.startswith(("tcm", "head"))} & {
+        site.stream for site in coarse.values()
+    }
+
+
+def test_each_module_has_the_global_kind_it_is_given(space: SearchSpace) -> None:
+    structure = space.structure.model_copy(
+        update={
+            "context_kind": Kind.ATTENTION,
+            "keep": 0.5,
+            "sam2_kind": Kind.ATTENTION,
+            "sam3_kind": Kind.SPARSE_ATTENTION,
+            "sam4_kind": Kind.XCA,
+            "tcm_kind": Kind.SPARSE_ATTENTION,
+        }
+    )
+    other = space.model_copy(update={"structure": structure})
+    found = {site.name: site.block for site in other.sites(other.largest())}
+    kinds = {name: found[name].kind for name in found if "global" in name or "task" in name}
+    assert kinds == {
+        **{f"stage{number}.global": Kind.XCA for number in range(1, 5)},
+        "sam2.global": Kind.ATTENTION,
+        "sam3.global": Kind.SPARSE_ATTENTION,
+        "sam4.global": Kind.XCA,
+        "scm.global1": Kind.ATTENTION,
+        "scm.global2": Kind.ATTENTION,
+        "tcm.task1_0": Kind.SPARSE_ATTENTION,
+        "tcm.task2_0": Kind.SPARSE_ATTENTION,
+    }
+    assert found["sam3.global"].kept_tokens == found["sam3.global"].tokens // 2
+    assert found["scm.global1"].kept_tokens is None
+
+
 def test_moves_say_what_they_do() -> None:
+    assert Move(stride=32).label == "predict at stride 32"
     assert Move(stage=2, slot=1, kind=Kind.WMSA).label == "remove wmsa from stage 2 slot 1"
     assert Move(stage=4, width=96).label == "narrow stage 4 to 96"
 

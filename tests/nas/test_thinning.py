@@ -17,7 +17,7 @@ from nas.network import Structure
 from nas.quality import AdditiveScore, Quality
 from nas.space import SearchSpace, StageChoices, named_space
 from nas.thinning import Stages, Step, Trail, best_path, thin
-from tests.planted_space import planted_importance, planted_latency
+from tests.planted_space import planted_importance, planted_latency, small_space
 
 NANO = named_space("heatdetr-nano", classes=3)
 
@@ -55,6 +55,28 @@ def test_the_start_is_the_most_probable_path_without_identities(space: SearchSpa
         for slot, kind in enumerate(stage.slots):
             p = importance.slot_probability(number, slot)
             assert p[kind] == max(p[local] for local in choices.local_kinds)
+
+
+def test_the_start_predicts_at_the_stride_that_found_most() -> None:
+    space = small_space((16, 32))
+    importance = planted_importance(space, 4)
+    for best in (16, 32):
+        better = importance.model_copy(update={"stride_ap50": {16: 0.5, 32: 0.5} | {best: 0.6}})
+        assert best_path(space, better).prediction_stride == best
+
+
+def test_a_coarser_map_is_taken_early_where_it_costs_little() -> None:
+    space = small_space((16, 32))
+    latency, planted = planted_latency(space, 1), planted_importance(space, 4)
+    budget = Budget(latency_ms=1.05 * fastest(space, latency).latency_ms)  # stride 16 cannot hold it
+    turns = []
+    for coarse_ap50 in (0.59, 0.1):
+        importance = planted.model_copy(update={"stride_ap50": {16: 0.6, 32: coarse_ap50}})
+        trail = thin(space, latency, importance, AdditiveScore.from_importance(space, importance), budget)
+        turns.append([step.taken.move.stride for step in trail.steps].index(32))
+        before = trail.steps[: turns[-1]]
+        assert all(32 in [other.move.stride for other in step.alternatives] for step in before)
+    assert turns[0] < turns[1]
 
 
 LOCAL = {"R": Kind.REP_CNN, "W": Kind.WMSA, "S": Kind.SWMSA}

@@ -57,7 +57,7 @@ def test_no_field_of_a_block_is_forgotten_here() -> None:
 
 @pytest.mark.parametrize(
     ("name", "identity"),
-    [("heatdetr", "4f19f71c8967b2c3"), ("heatdetr-edge", "4bc5dcd7cb6f2ded"), ("heatdetr-nano", "cc7d09c937d1e496")],
+    [("heatdetr", "71f9df1269b18b87"), ("heatdetr-edge", "31f97f391d85dd17"), ("heatdetr-nano", "cc7d09c937d1e496")],
 )
 def test_the_named_spaces_keep_their_identities(name: str, identity: str) -> None:
     """Importance, tables and configs are bound to them: a new field must not show where it changes nothing."""
@@ -129,7 +129,8 @@ def test_trained_logits_cannot_be_changed_and_do_not_depend_on_their_order(space
 
 def test_kind_values_are_stored_in_tables_and_never_change() -> None:
     assert [kind.value for kind in Kind] == [
-        "stem", "entry", "rep_cnn", "wmsa", "swmsa", "identity", "xca", "attention", "pool", "align", "sam", "scm",
+        "stem", "entry", "rep_cnn", "wmsa", "swmsa", "identity", "xca", "attention",
+        "sparse_attention", "pool", "align", "sam", "scm",
         "up", "project", "split_project", "head",
     ]  # fmt: skip
 

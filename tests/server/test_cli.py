@@ -190,7 +190,7 @@ def test_a_detector_is_trained_scored_and_taken_up(tmp_path: Path) -> None:
             ["--config", "no.json"],
             "no.json cannot be read (No such file or directory): name the config.json of an answer",
         ),
-        (["--stride", "8"], "stride 8 is not offered: choose 32, or 16 for small objects"),
+        (["--stride", "8"], "stride 8 is not in heatdetr-edge: choose 16 or 32, or another space"),
         (["--image", "100x100"], "input size 100x100 is not in heatdetr-edge: choose one of 256x256"),
     ],
 )

@@ -10,23 +10,29 @@ from server.detectors import choose
 
 
 def test_extremes_of_a_space_at_any_of_its_sizes() -> None:
-    space, config = choose("largest", "heatdetr-edge", None, stride=32, classes=5)
+    space, config = choose("largest", "heatdetr-edge", None, stride=None, classes=5)
     assert space == named_space("heatdetr-edge", classes=5)
     assert config == space.largest()
-    _, small = choose("smallest", "heatdetr-edge", (256, 256), stride=32, classes=5)
+    _, small = choose("smallest", "heatdetr-edge", (256, 256), stride=None, classes=5)
     assert small == space.smallest((256, 256))
-    assert choose("smallest", "heatdetr-edge", None, stride=32, classes=5)[1].image == (640, 640)
+    assert choose("smallest", "heatdetr-edge", None, stride=None, classes=5)[1].image == (640, 640)
 
 
 def test_a_detector_of_table_3() -> None:
-    space, config = choose("heatdetr-small", "heatdetr", (640, 640), stride=32, classes=80)
+    space, config = choose("heatdetr-small", "heatdetr", (640, 640), stride=None, classes=80)
     assert config == named_config("heatdetr-small", space, image=(640, 640))
 
 
 def test_a_finer_prediction_map() -> None:
-    space, config = choose("largest", "heatdetr-nano", None, stride=16, classes=3)
-    head = space.sites(config)[-1].block
-    assert (head.height, head.width, head.stride) == (12, 12, 16)
+    for name, asked, cells in (
+        ("largest", None, 40),
+        ("largest", 32, 20),
+        ("smallest", None, 20),
+        ("smallest", 16, 40),
+    ):
+        space, config = choose(name, "heatdetr-edge", None, stride=asked, classes=3)
+        head = space.sites(config)[-1].block
+        assert (head.height, head.width) == (cells, cells)
 
 
 def test_the_file_of_an_answer_with_other_classes(tmp_path: Path) -> None:
@@ -35,10 +41,12 @@ def test_the_file_of_an_answer_with_other_classes(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     document = {"space": space.model_dump(mode="json"), "config": answer.model_dump(mode="json")}
     path.write_text(json.dumps(document))
-    found, config = choose(str(path), "heatdetr", None, stride=32, classes=7)
+    found, config = choose(str(path), "heatdetr", None, stride=None, classes=7)
     assert found == named_space("heatdetr-edge", classes=7)
     assert (config.stages, config.image, config.space) == (answer.stages, (320, 320), found.id)
-    assert choose(str(path), "heatdetr", (256, 256), stride=32, classes=3)[1].image == (256, 256)
+    assert choose(str(path), "heatdetr", (256, 256), stride=None, classes=3)[1].image == (256, 256)
+    assert choose(str(path), "heatdetr", None, stride=None, classes=3)[1].prediction_stride == 32
+    assert choose(str(path), "heatdetr", None, stride=16, classes=3)[1].prediction_stride == 16
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"space": 1, "config": {}}', "{}"])
@@ -46,15 +54,17 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(InvalidConfig, match=r"config\.json is not the config\.json of an answer: save one with"):
-        choose(str(path), "heatdetr", None, stride=32, classes=3)
+        choose(str(path), "heatdetr", None, stride=None, classes=3)
 
 
 def test_what_there_is_not_is_named() -> None:
     with pytest.raises(InvalidConfig, match="config 'x' is unknown: choose one of largest, smallest, heatdetr-tiny"):
-        choose("x", "heatdetr-edge", None, stride=32, classes=3)
-    with pytest.raises(InvalidConfig, match="stride 64 is not offered: choose 32, or 16 for small objects"):
+        choose("x", "heatdetr-edge", None, stride=None, classes=3)
+    with pytest.raises(InvalidConfig, match="stride 64 is not in heatdetr-edge: choose 16 or 32, or another space"):
         choose("largest", "heatdetr-edge", None, stride=64, classes=3)
+    with pytest.raises(InvalidConfig, match="stride 16 is not in heatdetr-nano: choose 32, or another space"):
+        choose("largest", "heatdetr-nano", None, stride=16, classes=3)
     with pytest.raises(UnknownSpace, match="space 'x' is unknown"):
-        choose("largest", "x", None, stride=32, classes=3)
+        choose("largest", "x", None, stride=None, classes=3)
     with pytest.raises(InvalidConfig, match=r"gone\.json cannot be read \(No such file or directory\)"):
-        choose("gone.json", "heatdetr", None, stride=32, classes=3)
+        choose("gone.json", "heatdetr", None, stride=None, classes=3)

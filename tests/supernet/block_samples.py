@@ -25,7 +25,6 @@ DEVIANT = Structure(
     context_kind=Kind.ATTENTION,
     tcm_depths=(1, 1),
     anchor_px=(16, 32),
-    stride=16,
     stem_divisors=(2, 1),
     entry_kernel=2,
     align_kernel=1,
@@ -50,14 +49,18 @@ DEVIANT_SPACE = SearchSpace(
         StageChoices(slots=1, widths=(64, 96), global_kinds=(Kind.ATTENTION, Kind.XCA)),
     ),
     images=((128, 192),),
+    strides=(16, 32),
 )
 
 DEVIANT_BLOCKS = [
-    *{(block.kind, block.channels_in == block.channels_out): block for block in DEVIANT_SPACE.all_blocks()}.values()
+    *{
+        (block.kind, block.stride, block.channels_in == block.channels_out): block
+        for block in DEVIANT_SPACE.all_blocks()
+    }.values()
 ]
 
 SPARSE = Block(
-    kind=Kind.ATTENTION,
+    kind=Kind.SPARSE_ATTENTION,
     channels_in=64,
     channels_out=64,
     height=6,

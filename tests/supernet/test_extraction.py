@@ -47,7 +47,7 @@ def _configs(*, full_width: bool) -> st.SearchStrategy[Config]:
 @given(_configs(full_width=True))
 def test_a_full_width_subnet_is_the_path_of_the_supernet(config: Config) -> None:
     with torch.no_grad():
-        path = SUPERNET(IMAGES, SUPERNET.one_hot_gates(config))
+        path = SUPERNET(IMAGES, SUPERNET.one_hot_gates(config), 32)
         alone = extract(SUPERNET, config)(IMAGES)
     for wanted, got in zip(path, alone, strict=True):
         assert (wanted - got).abs().max() <= 1e-5 * max(1, wanted.abs().max())
@@ -74,7 +74,7 @@ LEARNT_UP = DEVIANT_SPACE.model_copy(update={"structure": DEVIANT.model_copy(upd
 @pytest.mark.parametrize("space", [DEVIANT_SPACE, LEARNT_UP], ids=["nearest", "learnt"])
 def test_other_readings_of_the_paper_are_cut_out_alike(space: SearchSpace) -> None:
     supernet, images = _supernet(space).double(), IMAGES[:, :, :128].double()
-    widths = set()
+    seen = set()
     with torch.no_grad():
         for config in list(space.covering_configs((128, 192)))[::5]:
             subnet = extract(supernet, config).double()
@@ -87,28 +87,29 @@ def test_other_readings_of_the_paper_are_cut_out_alike(space: SearchSpace) -> No
             compared = [in_place]
             if config.widths == (32, 64, 96, 96):
                 gates = {name: gate.double() for name, gate in supernet.one_hot_gates(config).items()}
-                compared.append(supernet(images, gates))
+                compared.append(supernet(images, gates, config.prediction_stride))
             for other in compared:
                 for wanted, got in zip(other, found, strict=True):
                     assert (wanted - got).abs().max() <= 1e-9 * max(1, wanted.abs().max())
-            widths.add((config.widths, len(compared)))
-    assert ((32, 64, 96, 96), 2) in widths
-    assert {one for one, _ in widths} >= {(32, 64, 96, 96), (32, 64, 64, 64)}
+            seen.add((config.widths, config.prediction_stride, len(compared)))
+    for stride in (16, 32):
+        assert ((32, 64, 96, 96), stride, 2) in seen
+        assert ((32, 64, 64, 64), stride, 1) in seen
 
 
 def test_what_meets_at_stride_16_keeps_the_same_channels_of_stage_3() -> None:
     supernet = _supernet(LEARNT_UP)
-    for layer in ("scm_up.up.expand", "scm_global1.mlp.reduce", "scm_align.conv"):
+    for layer in ("scm16_up.up.expand", "scm16_global1.mlp.reduce", "scm16_align.conv"):
         with torch.no_grad():
             supernet.get_parameter(f"blocks.{layer}.norm.weight")[-32:] = 100  # the last group is the strongest
-    parts = slices(supernet, LEARNT_UP.smallest())
+    parts = slices(supernet, LEARNT_UP.with_stride(LEARNT_UP.smallest(), 16))
     [kept] = {
         tuple(axis.tolist())
         for name, number in (
-            ("scm_align.conv.conv.weight", 0),
+            ("scm16_align.conv.conv.weight", 0),
             ("scm_down1.project.conv.weight", 0),
-            ("scm_up.up.expand.linear.weight", 1),
-            ("tcm_project1.linear.linear.weight", 1),
+            ("scm16_up.up.expand.linear.weight", 1),
+            ("tcm16_project1.linear.linear.weight", 1),
             ("stage3_entry.conv.conv.weight", 0),
         )
         if (axis := parts[f"blocks.{name}"].axes[number]) is not None
@@ -119,11 +120,11 @@ def test_what_meets_at_stride_16_keeps_the_same_channels_of_stage_3() -> None:
 
 def test_a_prediction_map_at_stride_16_has_the_width_of_stage_3() -> None:
     supernet = _supernet(DEVIANT_SPACE)
-    narrow = extract(supernet, DEVIANT_SPACE.smallest())
+    narrow = extract(supernet, DEVIANT_SPACE.with_stride(DEVIANT_SPACE.smallest(), 16))
     by_name = {site.name: site for site in narrow.sites}
-    assert by_name["scm.align"].block.channels_out == by_name["scm.global2"].block.channels_in == 64
-    assert by_name["tcm.project1"].block.channels_out == tcm_width(64)
-    assert (by_name["head"].block.height, by_name["head"].block.width) == (8, 12)
+    assert by_name["scm16.align"].block.channels_out == by_name["scm16.global2"].block.channels_in == 64
+    assert by_name["tcm16.project1"].block.channels_out == tcm_width(64)
+    assert (by_name["head16"].block.height, by_name["head16"].block.width) == (8, 12)
     [shape] = {tuple(narrow.head.anchors[:, :2].max(dim=0).values.tolist())}
     assert shape == (11 * 16, 7 * 16)
 
@@ -225,7 +226,7 @@ def test_where_the_widest_stages_agree_narrower_ones_still_get_their_projection(
     supernet = _supernet(space)
     widest = space.largest()
     with torch.no_grad():
-        path = supernet(IMAGES, supernet.one_hot_gates(widest))
+        path = supernet(IMAGES, supernet.one_hot_gates(widest), 32)
         for wanted, got in zip(path, extract(supernet, widest)(IMAGES), strict=True):
             assert torch.equal(wanted, got)
     narrow = widest.with_stage(0, widest.stages[0].model_copy(update={"width": 32}))

@@ -18,7 +18,7 @@ from tests.supernet.block_samples import BLOCKS, DEVIANT_BLOCKS, SPARSE, random_
 
 WIDE = [
     Block(kind=Kind.SWMSA, channels_in=384, channels_out=384, height=25, width=42, activation=Activation.GELU),
-    Block(kind=Kind.ATTENTION, channels_in=384, channels_out=384, height=25, width=42, kept_tokens=861),
+    Block(kind=Kind.SPARSE_ATTENTION, channels_in=384, channels_out=384, height=25, width=42, kept_tokens=861),
     Block(kind=Kind.XCA, channels_in=192, channels_out=192, height=100, width=168, activation=Activation.GELU),
 ]
 

@@ -78,8 +78,8 @@ def test_gates_of_each_image_mix_as_the_same_gates_for_that_image_alone(supernet
     gates = supernet.sample_gates(1.0, _generator(), images=2)
     supernet.eval()  # batch statistics would tie the images to each other
     with torch.no_grad():
-        both = supernet(images, gates)
-        alone = [supernet(images[i : i + 1], {name: gate[i] for name, gate in gates.items()}) for i in range(2)]
+        both = supernet(images, gates, 32)
+        alone = [supernet(images[i : i + 1], {name: gate[i] for name, gate in gates.items()}, 32) for i in range(2)]
     supernet.train()
     assert (both.logits - torch.cat([one.logits for one in alone])).abs().max() <= 1e-5
     assert (both.deltas - torch.cat([one.deltas for one in alone])).abs().max() <= 1e-5
@@ -93,7 +93,7 @@ def test_a_low_temperature_decides(supernet: Supernet) -> None:
 def test_loss_reaches_weights_and_logits(supernet: Supernet) -> None:
     supernet.zero_grad()
     images = torch.rand(2, 3, 192, 192, generator=_generator())
-    prediction = supernet(images, supernet.sample_gates(1.0, _generator(), images=2))
+    prediction = supernet(images, supernet.sample_gates(1.0, _generator(), images=2), 32)
     prediction.logits.square().mean().backward()
     assert any(weight.grad is not None and bool(weight.grad.any()) for weight in supernet.weight_parameters())
     for number, choices in enumerate(NANO.stages, start=1):
@@ -119,7 +119,7 @@ def test_one_hot_gates_run_the_blocks_of_the_config_and_no_other(supernet: Super
         if isinstance(module, Mixture)
         for kind, candidate in module.candidates.items()
     ]
-    supernet(torch.rand(2, 3, 192, 192), supernet.one_hot_gates(config))
+    supernet(torch.rand(2, 3, 192, 192), supernet.one_hot_gates(config), 32)
     for hook in hooks:
         hook.remove()
     assert ran == [
@@ -160,5 +160,5 @@ def test_a_space_without_rep_cnn_has_a_supernet_too() -> None:
     )
     space = NANO.model_copy(update={"stages": stages})
     supernet = Supernet(space)
-    prediction = supernet(torch.rand(1, 3, 192, 192), supernet.sample_gates(1.0, _generator(), images=1))
+    prediction = supernet(torch.rand(1, 3, 192, 192), supernet.sample_gates(1.0, _generator(), images=1), 32)
     assert tuple(prediction.logits.shape) == (1, 144, 3)

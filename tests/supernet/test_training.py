@@ -248,7 +248,7 @@ def test_a_subnet_on_slices_computes_what_the_extracted_one_does(data: Path) -> 
     sandwich = Sandwich(supernet)
     for turn in range(6):
         config = sample_config(supernet, turn, seed=0)
-        ours = sandwich.predict(config.widths, images, supernet.one_hot_gates(config))
+        ours = sandwich.predict(config.widths, images, supernet.one_hot_gates(config), config.prediction_stride)
         theirs = extract(supernet, config)(images)
         # The gates multiply by exactly 1.
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
@@ -259,7 +259,7 @@ def test_gradients_of_a_subnet_reach_the_slices_alone() -> None:
     config = TINY.smallest()
     sandwich = Sandwich(supernet)
     before = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
-    prediction = sandwich.predict(config.widths, torch.rand(2, 3, 64, 64), supernet.one_hot_gates(config))
+    prediction = sandwich.predict(config.widths, torch.rand(2, 3, 64, 64), supernet.one_hot_gates(config), 32)
     sum(part.sum() for part in prediction).backward()
     unused = supernet.blocks["stage1_slot0"].candidates[Kind.WMSA.value]
     assert all(weight.grad is None for weight in unused.parameters())
@@ -277,7 +277,7 @@ def test_narrow_subnets_keep_their_channels_until_the_next_ranking() -> None:
 
     def touched() -> list[int]:
         supernet.zero_grad()
-        sum(part.sum() for part in sandwich.predict(config.widths, images, gates)).backward()
+        sum(part.sum() for part in sandwich.predict(config.widths, images, gates, 32)).backward()
         gradient = supernet.blocks["stage4_entry"].conv.conv.weight.grad
         assert gradient is not None
         return gradient.abs().sum((1, 2, 3)).nonzero().flatten().tolist()
@@ -289,6 +289,40 @@ def test_narrow_subnets_keep_their_channels_until_the_next_ranking() -> None:
     assert touched() == first
     sandwich.rank()
     assert not set(touched()) & set(first)
+
+
+BOTH = TINY.model_copy(update={"strides": (16, 32)})
+
+
+def test_both_prediction_maps_are_trained_and_compared_on_training_images(data: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"steps": 8})
+    trained = train_supernet(BOTH, data, tmp_path, settings=settings, progress=lambda _: None)
+    fresh, supernet = fresh_supernet(BOTH, seed=0), load_supernet(trained.checkpoint)
+    for name in ("head_classify", "head16_classify", "tcm_project1_linear", "tcm16_project1_linear"):
+        module, layer = name.rsplit("_", 1)
+        before, after = (dict(one.blocks[module].get_submodule(layer).named_parameters()) for one in (fresh, supernet))
+        assert any(not torch.equal(before[key], after[key]) for key in before), name
+    assert trained.importance.check(BOTH).stride_ap50 == trained.metrics.stride_ap50
+    assert set(trained.metrics.stride_ap50 or ()) == {16, 32}
+    again = train_supernet(BOTH, data, tmp_path, settings=settings, progress=lambda _: None)
+    assert again.importance == trained.importance
+
+
+def test_each_stride_of_the_mixture_has_its_turn(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = Supernet.forward
+
+    def spy(self: Supernet, images: torch.Tensor, gates: object, stride: int) -> object:
+        if self.training and self.frame.stride == 16 and len(images) == SETTINGS.batch:
+            seen.append(stride)
+        return original(self, images, gates, stride)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Supernet, "forward", spy)
+    monkeypatch.setattr("supernet.training.stride_ap50", lambda *_: {16: 0.2, 32: 0.1})
+    train_supernet(
+        BOTH, data, tmp_path, settings=SETTINGS.model_copy(update={"mixture_every": 1}), progress=lambda _: None
+    )
+    assert seen[:8] == [16, 32] * 4
 
 
 def test_settings_survive_json() -> None:
