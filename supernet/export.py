@@ -30,6 +30,7 @@ from supernet.detector import HeatDETR, build_block
 from supernet.errors import ParityError
 from supernet.fusing import fuse
 from supernet.onnx_pieces import Piece, clean, split
+from supernet.token_choice import WrongChoice, choosing, token_orders, with_orders
 
 OPSET = 20
 """ONNX operator set of every exported file."""
@@ -51,6 +52,7 @@ class ParityRecord(Value):
         tolerance: largest `max_abs_diff / scale` allowed.
         seed: seed of the input.
         opset: ONNX operator set.
+        token_choices: places where PyTorch was given the file's choice of tokens (`supernet.token_choice`).
         torch: version that exported.
         onnxruntime: version that was compared.
     """
@@ -60,6 +62,7 @@ class ParityRecord(Value):
     tolerance: float
     seed: int
     opset: int
+    token_choices: int = 0
     torch: str
     onnxruntime: str
 
@@ -121,12 +124,18 @@ def compare(content: bytes, module: nn.Module, inputs: tuple[Tensor, ...], *, la
     """Run a file in ONNX Runtime and its module in PyTorch on the same inputs.
 
     Raises:
-        ParityError: they differ by more than `TOLERANCE`.
+        ParityError: they differ by more than `TOLERANCE`, or the file chose other tokens than attention bears out.
     """
-    with torch.no_grad():
-        given = module(*inputs)
+    places = token_orders(module)
+    told, names = with_orders(content) if places else (content, [])
+    results = _run(told, [tensor.numpy() for tensor in inputs])
+    got = results[: len(results) - len(names)]
+    try:
+        with torch.no_grad(), choosing(places, results[len(got) :], tolerance=TOLERANCE):
+            given = module(*inputs)
+    except WrongChoice as error:
+        raise ParityError(label=label, max_abs_diff=error.excess, tolerance=TOLERANCE) from error
     wanted = [output.numpy() for output in (given if isinstance(given, tuple) else (given,))]
-    got = _run(content, [tensor.numpy() for tensor in inputs])
     differences = [float(np.abs(a - b).max()) for a, b in zip(wanted, got, strict=True)]
     scales = [max(1.0, float(np.abs(a).max())) for a in wanted]  # scores are small beside boxes in pixels
     worst = max(range(len(wanted)), key=lambda output: _badness(differences[output] / scales[output]))
@@ -138,6 +147,7 @@ def compare(content: bytes, module: nn.Module, inputs: tuple[Tensor, ...], *, la
         tolerance=TOLERANCE,
         seed=seed,
         opset=OPSET,
+        token_choices=len(places),
         torch=torch.__version__,
         onnxruntime=onnxruntime.__version__,
     )

@@ -93,6 +93,8 @@ class Attention(nn.Module):
         self.proj = LinearBN(channels, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
         self.mlp = MLP(block)
         self.drop = DropPath()
+        if block.kept_tokens is not None and block.kept_tokens < block.tokens:
+            self.order = TokenOrder(block.kept_tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, C)."""
@@ -117,7 +119,7 @@ class Attention(nn.Module):
     def _sparse_mlp(self, x: Tensor, *, received: Tensor, kept: int) -> Tensor:
         """Run the MLP on the `kept` tokens with the highest received attention (B, N), all in one dense tensor."""
         tokens = self.block.tokens
-        order = received.topk(tokens, dim=1).indices
+        order: Tensor = self.order(received)
         ordered = _take(x, order).view(-1, tokens, x.shape[1])
         best, rest = torch.split(ordered, [kept, tokens - kept], dim=1)
         rows = best.reshape(-1, x.shape[1])
@@ -125,6 +127,18 @@ class Attention(nn.Module):
         # Top-k of the negated order sorts it: the inverse permutation, without a scatter.
         back = (-order).topk(tokens, dim=1).indices
         return _take(mixed.flatten(0, 1), back).view(mixed.shape)
+
+
+class TokenOrder(nn.Module):
+    """Tokens by the attention they receive, most first: (B, N) -> (B, N); the first `kept` are the chosen ones."""
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, received: Tensor) -> Tensor:
+        """Sort the places of the tokens."""
+        return received.topk(received.shape[1], dim=1).indices
 
 
 def _take(rows: Tensor, order: Tensor) -> Tensor:

@@ -1,0 +1,94 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from nas.blocks import Block, Kind
+from nas.space import StageChoices
+from supernet.detector import HeatDETR, build_block
+from supernet.errors import ParityError
+from supernet.export import compare, export_block, export_detector, randomise_detector, randomise_statistics
+from supernet.fusing import fuse
+from supernet.token_choice import WrongChoice, choosing, token_orders, with_orders
+from tests.supernet.block_samples import NANO, SPARSE
+
+LARGE = SPARSE.model_copy(update={"height": 20, "width": 21, "kept_tokens": 345})
+"""So many tokens that some receive the same attention to the last bits."""
+
+SPARSE_SPACE = NANO.model_copy(
+    update={
+        "name": "sparse",
+        "structure": NANO.structure.model_copy(update={"context_kind": Kind.SPARSE_ATTENTION, "keep": 0.82}),
+        "stages": (
+            *NANO.stages[:3],
+            StageChoices(slots=1, widths=(96, 128), global_kinds=(Kind.SPARSE_ATTENTION, Kind.ATTENTION, Kind.XCA)),
+        ),
+    }
+)
+
+
+@pytest.mark.parametrize("block", [SPARSE, LARGE], ids=lambda block: f"{block.tokens} tokens")
+def test_a_sparse_block_can_be_exported(block: Block) -> None:
+    graph = export_block(block)
+    assert graph.parity.token_choices == 1
+    assert graph.parity.max_abs_diff <= 1e-4 * graph.parity.scale
+    assert [output.name for output in onnx.load_from_string(graph.onnx).graph.output] == ["output"]
+
+
+def test_a_detector_with_sparse_blocks_can_be_exported() -> None:
+    torch.manual_seed(0)
+    detector = HeatDETR(SPARSE_SPACE, SPARSE_SPACE.largest())
+    randomise_detector(detector)
+    graph = export_detector(detector)
+    sparse = sum(site.block.kind is Kind.SPARSE_ATTENTION for site in detector.sites)
+    assert graph.parity.token_choices == sparse == 6
+    assert graph.parity.max_abs_diff <= 1e-4 * graph.parity.scale
+
+
+def test_a_file_that_keeps_the_wrong_tokens_is_refused() -> None:
+    torch.manual_seed(0)
+    module = build_block(SPARSE)
+    randomise_statistics(module)
+    fused = fuse(module)
+    inputs = (torch.rand(1, 60, 64),)
+    content = export_block(SPARSE).onnx
+    compare(content, fused, inputs, label="sparse", seed=0)
+    with pytest.raises(ParityError, match=r"graph of sparse differs from its module by [\d.e-]+, more than 1e-04"):
+        compare(_keeping_the_least(content), fused, inputs, label="sparse", seed=0)
+
+
+def _keeping_the_least(content: bytes) -> bytes:
+    """Have the first TopK of a file sort the other way round."""
+    model = onnx.load_from_string(content)
+    first = next(node for node in model.graph.node if node.op_type == "TopK")
+    next(attribute for attribute in first.attribute if attribute.name == "largest").i = 0
+    return model.SerializeToString()
+
+
+def test_orders_become_outputs_of_a_copy_alone() -> None:
+    content = export_block(SPARSE).onnx
+    told, names = with_orders(content)
+    assert len(names) == 1
+    assert [output.name for output in onnx.load_from_string(told).graph.output] == ["output", *names]
+    assert _weights(told) == _weights(content)
+
+
+def _weights(content: bytes) -> dict[str, bytes]:
+    tensors = onnx.load_from_string(content).graph.initializer
+    return {tensor.name: numpy_helper.to_array(tensor).tobytes() for tensor in tensors}
+
+
+def test_a_choice_within_rounding_is_taken_over_and_one_beyond_it_is_named() -> None:
+    [place] = token_orders(build_block(SPARSE))
+    received = torch.linspace(1, 0, 60)[None].clone()
+    received[0, 50] = received[0, 49] - 5e-5  # left out by a hair
+    swapped = np.arange(60)
+    swapped[[49, 50]] = 50, 49
+    with choosing([place], [swapped[None]], tolerance=1e-4):
+        assert place(received).tolist() == [swapped.tolist()]
+    assert place(received).tolist() == [list(range(60))]
+    far = np.roll(np.arange(60), 1)
+    with choosing([place], [far[None]], tolerance=1e-4), pytest.raises(WrongChoice) as caught:
+        place(received)
+    assert caught.value.excess == pytest.approx(received[0, 49].item() - received[0, 59].item())
