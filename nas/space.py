@@ -299,20 +299,28 @@ def _steps(low: int, high: int) -> tuple[int, ...]:
     return tuple(range(low, high + 1, WIDTH_STEP))
 
 
+# The smallest frame that contains all four nets of the paper's Table 3.
+_PAPER_DEPTHS = (2, 2, 18, 2)
+_PAPER_WIDTHS = (_steps(64, 192), _steps(64, 192), _steps(64, 256), _steps(64, 384))
+_PAPER_IMAGES = ((640, 640), (832, 1344))
+
 _SPACES = {
     space.name: space
     for space in (
-        # The smallest frame that contains all four nets of the paper's Table 3. Its token attention would be 16 times
-        # as dear on a prediction map at stride 16.
+        # Its token attention would be 16 times as dear on a prediction map at stride 16.
         SearchSpace(
             name="heatdetr",
             structure=Structure(classes=80, context_kind=Kind.SPARSE_ATTENTION, keep=0.82),
-            stages=_stages(
-                (2, 2, 18, 2),
-                (_steps(64, 192), _steps(64, 192), _steps(64, 256), _steps(64, 384)),
-                (Kind.SPARSE_ATTENTION, Kind.ATTENTION, Kind.XCA),
-            ),
-            images=((640, 640), (832, 1344)),
+            stages=_stages(_PAPER_DEPTHS, _PAPER_WIDTHS, (Kind.SPARSE_ATTENTION, Kind.ATTENTION, Kind.XCA)),
+            images=_PAPER_IMAGES,
+        ),
+        # The same for devices with little memory (paper section 4.3): all global attention is channel-wise.
+        SearchSpace(
+            name="heatdetr-xca",
+            structure=Structure(classes=80),
+            stages=_stages(_PAPER_DEPTHS, _PAPER_WIDTHS, (Kind.XCA,)),
+            images=_PAPER_IMAGES,
+            strides=(16, 32),
         ),
         SearchSpace(
             name="heatdetr-edge",

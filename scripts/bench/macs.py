@@ -2,7 +2,8 @@
 
 Measures: `nas.macs` over the one walk of each network, against the 67 / 69 / 73 / 108 GFLOPs that the paper prints.
 Three conventions, because its tables mix them (`nas.conventions`), and three readings of what the text leaves open: R*,
-which is built here, and the two that come nearest to the printed numbers in conventions A and B.
+which is built here, and the two that come nearest to the printed numbers in conventions A and B; and R* with
+channel-wise global attention alone, for devices with little memory.
 DETR-R50, the check on the convention, is counted at 800x1333 where the package `transformers` is installed.
 Takes seconds.
 """
@@ -38,10 +39,18 @@ def main() -> None:
         }
         for reading, structure in READINGS.items()
     }
+    # For devices with little memory all global attention is channel-wise: another space, since stage 4 closes with it.
+    edge = named_space("heatdetr-xca", classes=80)
+    edge_configs = {name: named_config(name, edge, image=edge.images[-1]) for name in CONFIG_NAMES}
+    counted["XCA"] = {
+        convention: {name: gmacs_by(convention, edge.structure, config) for name, config in edge_configs.items()}
+        for convention in Convention
+    }
     params_m = {
         reading: {name: parameters_m(structure, config) for name, config in configs.items()}
         for reading, structure in READINGS.items()
     }
+    params_m["XCA"] = {name: parameters_m(edge.structure, config) for name, config in edge_configs.items()}
     table: list[list[object]] = [["gmacs", "reading", *Convention, "paper", "params M"]]
     for reading, by_convention in counted.items():
         for name in CONFIG_NAMES:

@@ -43,7 +43,7 @@ BAD_RANGE = refusal(
 )
 
 UNKNOWN_SPACE = refusal(
-    404, "Unknown space", "UnknownSpace", "space 'resnet' is unknown: choose one of heatdetr, heatdetr-edge, ..."
+    404, "Unknown space", "UnknownSpace", "space 'resnet' is unknown: choose one of heatdetr, heatdetr-xca, ..."
 )
 UNKNOWN_DEVICE = refusal(
     404,

@@ -1,6 +1,6 @@
 import pytest
 
-from nas.blocks import Activation, Block, Kind, Upsample
+from nas.blocks import GLOBAL_KINDS, Activation, Block, Kind, Upsample
 from nas.conventions import Convention, gmacs_by, parameters_m
 from nas.errors import InvalidConfig
 from nas.macs import macs, shift_padding, weights, windows
@@ -70,6 +70,17 @@ def test_each_open_point_costs_what_the_specification_counted(
     assert [gmacs_by(Convention.B, structure, config) for config in TABLE_3] == pytest.approx(b, abs=0.1)
     counted = [parameters_m(structure, config) for config in TABLE_3]
     assert counted[: len(params_m)] == pytest.approx(params_m, abs=0.1)
+
+
+def test_table_3_with_channel_wise_attention_alone_costs_what_the_specification_counted() -> None:
+    space = named_space("heatdetr-xca", classes=80)
+    configs = [named_config(name, space, image=space.images[-1]) for name in CONFIG_NAMES]
+    assert {block.kind for config in configs for block in space.blocks(config)} & set(GLOBAL_KINDS) == {Kind.XCA}
+    for convention, expected in (("A", (57.6, 60.8, 64.5, 95.3)), ("B", (61.3, 64.8, 68.8, 101.3))):
+        counted = [gmacs_by(Convention(convention), space.structure, config) for config in configs]
+        assert counted == pytest.approx(expected, abs=0.1)
+    parameters = [parameters_m(space.structure, config) for config in configs]
+    assert parameters == pytest.approx((42.4, 43.9, 48.4, 55.2), abs=0.1)
 
 
 def test_table_3_at_the_sizes_of_the_space_belongs_to_the_space() -> None:

@@ -87,7 +87,7 @@ def test_named_spaces_are_the_papers() -> None:
 
 
 def test_unknown_space_lists_those_there_are() -> None:
-    with pytest.raises(UnknownSpace, match="'resnet' is unknown: choose one of heatdetr, heatdetr-edge, heatdetr-nano"):
+    with pytest.raises(UnknownSpace, match="'resnet' is unknown: choose one of heatdetr, heatdetr-xca, heatdetr-edge"):
         named_space("resnet", classes=3)
 
 

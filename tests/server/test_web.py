@@ -69,7 +69,7 @@ def test_spaces_tell_their_span_and_rows(web: TestClient) -> None:
         assert message == "query.classes: Input should be greater than or equal to 1 (got '0')"
     status, error, message = refusal(web.get("/v1/spaces/resnet"))
     assert (status, error) == (404, "UnknownSpace")
-    assert "choose one of heatdetr, heatdetr-edge, heatdetr-nano" in message
+    assert "choose one of heatdetr, heatdetr-xca, heatdetr-edge, heatdetr-nano" in message
 
 
 def test_devices_are_registered_listed_and_found(web: TestClient) -> None:
