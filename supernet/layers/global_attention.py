@@ -94,7 +94,7 @@ class Attention(nn.Module):
         self.mlp = MLP(block)
         self.drop = DropPath()
         if block.kept_tokens is not None and block.kept_tokens < block.tokens:
-            self.order = TokenOrder(block.kept_tokens)
+            self.order = TokenOrder(tokens=block.tokens, kept=block.kept_tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, C)."""
@@ -107,7 +107,7 @@ class Attention(nn.Module):
             x = x + self.drop(self.mlp(x), images)
             return x.view(-1, self.block.tokens, x.shape[1])
         # Two means of one axis each: ONNX Runtime takes ten times as long for both axes at once.
-        return self._sparse_mlp(x, received=weights.mean(dim=2).mean(dim=1), kept=kept)
+        return self._sparse_mlp(x, received=weights.mean(dim=2).mean(dim=1), kept=self.order.now)
 
     def attend(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mixed values (B*N, C) and the attention weights (B, heads, N, N): query, key."""
@@ -130,15 +130,31 @@ class Attention(nn.Module):
 
 
 class TokenOrder(nn.Module):
-    """Tokens by the attention they receive, most first: (B, N) -> (B, N); the first `kept` are the chosen ones."""
+    """Tokens by the attention they receive, most first: (B, N) -> (B, N); the first `kept` are the chosen ones.
 
-    def __init__(self, kept: int) -> None:
+    Attributes:
+        sparsity: how much of the sparsity holds while training, from 0 (all tokens are chosen) to 1.
+    """
+
+    def __init__(self, *, tokens: int, kept: int) -> None:
         super().__init__()
-        self.kept = kept
+        self.tokens, self.kept, self.sparsity = tokens, kept, 1.0
+
+    @property
+    def now(self) -> int:
+        """Tokens chosen now."""
+        return self.tokens - round(self.sparsity * (self.tokens - self.kept)) if self.training else self.kept
 
     def forward(self, received: Tensor) -> Tensor:
         """Sort the places of the tokens."""
         return received.topk(received.shape[1], dim=1).indices
+
+
+def set_sparsity(module: nn.Module, share: float) -> None:
+    """Have the sparse attention of a module leave out a share (0 to 1) of what it will leave out once deployed."""
+    for part in module.modules():
+        if isinstance(part, TokenOrder):
+            part.sparsity = share
 
 
 def _take(rows: Tensor, order: Tensor) -> Tensor:

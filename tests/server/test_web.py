@@ -58,7 +58,7 @@ def test_unknown_paths_and_methods_have_the_one_error_shape(web: TestClient) -> 
 
 def test_spaces_tell_their_span_and_rows(web: TestClient) -> None:
     listed = web.get("/v1/spaces").json()["items"]
-    assert [space["name"] for space in listed] == ["heatdetr", "heatdetr-edge", "heatdetr-nano"]
+    assert [space["name"] for space in listed] == ["heatdetr", "heatdetr-xca", "heatdetr-edge", "heatdetr-nano"]
     nano = web.get("/v1/spaces/heatdetr-nano").json()
     assert nano["rows"] == len(NANO.all_blocks())
     assert nano["id"] == NANO.id

@@ -10,6 +10,7 @@ from nas.macs import macs, parameters, weights
 from supernet.detector import build_block
 from supernet.export import randomise_statistics
 from supernet.fusing import fuse
+from supernet.layers.global_attention import Attention, set_sparsity
 from supernet.layers.head import RawPrediction, decode, make_anchors, score
 from supernet.layers.layout import to_spatial, to_tokens
 from supernet.layers.linear_bn import ChannelLinear
@@ -143,6 +144,21 @@ def test_xca_survives_a_map_of_zeros_and_large_values_in_float16() -> None:
     assert torch.isfinite(module(torch.zeros(1, 32, 64, 64))).all()
     qkv = torch.full((1, 96, 4096), 8 / 64, dtype=torch.float16)
     assert torch.isfinite(module.half().attend(qkv)).all()
+
+
+def test_sparsity_comes_little_by_little_while_training_and_holds_when_deployed() -> None:
+    attention = build_block(SPARSE)
+    assert isinstance(attention, Attention)
+    chosen = []
+    for share in (0.0, 0.5, 1.0):
+        set_sparsity(attention, share)
+        chosen.append((attention.train().order.now, attention.eval().order.now))
+    assert chosen == [(60, 50), (55, 50), (50, 50)]
+    set_sparsity(attention, 0.0)
+    dense = build_block(SPARSE.model_copy(update={"kept_tokens": None})).train()
+    dense.load_state_dict(attention.train().state_dict())
+    tokens = torch.rand(2, 60, 64, generator=torch.Generator().manual_seed(0))
+    assert (attention(tokens) - dense(tokens)).abs().max() <= 1e-6
 
 
 def test_sparse_attention_changes_only_the_kept_tokens_by_the_mlp() -> None:
