@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from supernet.checkpoint import DetectorHeader, load_checkpoint, load_detector
-from supernet.curves import Curves, Row
-from supernet.detector import HeatDETR
-from supernet.detector_training import BEST, LAST, RUN, Progress, TrainedDetector, train_detector
+from supernet.checkpoint import DetectorHeader, load_checkpoint, load_detector, save_checkpoint
+from supernet.curves import DETECTOR_CHART, Curves, Row
+from supernet.detector_training import TrainedDetector, train_detector
 from supernet.errors import BadCheckpoint, CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import Evaluation, evaluate_module
 from supernet.recipe import Recipe, named_recipe
+from supernet.training_run import BEST, LAST, RUN, Progress
 from tests.supernet.tiny_space import TINY, tiny_data
 from tests.supernet.trainings import FROZEN, RECIPE, splits
 
@@ -39,10 +39,10 @@ def train(
     recipe: Recipe = RECIPE,
     *,
     progress: Callable[[Progress], None] = lambda _: None,
-    start: Callable[[HeatDETR], None] = lambda _: None,
+    init: Path | None = None,
 ) -> TrainedDetector:
     return train_detector(
-        TINY, CONFIG, splits(data), out, recipe=recipe, progress=progress, start=start, clock=count(0.0).__next__
+        TINY, CONFIG, splits(data), out, recipe=recipe, progress=progress, init=init, clock=count(0.0).__next__
     )
 
 
@@ -74,7 +74,7 @@ def test_each_epoch_leaves_its_row(whole: TrainedDetector) -> None:
 
 def test_the_curves_are_kept_as_csv_picture_and_events(whole: TrainedDetector) -> None:
     folder = whole.last.parent
-    assert tuple(Curves(folder, epochs=3).rows) == whole.rows
+    assert tuple(Curves(folder, DETECTOR_CHART, epochs=3).rows) == whole.rows
     with Image.open(folder / "curve.png") as picture:
         assert picture.size == (880, 660)
     events = EventAccumulator(str(folder / "events"))
@@ -175,13 +175,13 @@ def test_two_processes_learn_what_one_learns_from_the_doubled_batch(data: Path, 
     assert load_detector(tmp_path / "two" / LAST)[1].step == load_detector(alone.last)[1].step == 6
 
 
-def test_a_loss_that_is_no_number_ends_the_run(data: Path, tmp_path: Path) -> None:
-    def spoil(detector: HeatDETR) -> None:
-        torch.nn.init.constant_(detector.get_parameter("blocks.stem.first.norm.weight"), torch.nan)
-
+def test_a_loss_that_is_no_number_ends_the_run(data: Path, tmp_path: Path, whole: TrainedDetector) -> None:
+    tensors, header = load_checkpoint(whole.last, DetectorHeader)
+    tensors["detector.blocks.stem.first.norm.weight"].fill_(torch.nan)
+    save_checkpoint(tmp_path / "spoilt.safetensors", tensors, header)
     with pytest.raises(TrainingDiverged, match="the loss is nan at step 0: lower the learning rate"):
-        train(data, tmp_path, start=spoil)
-    assert not (tmp_path / BEST).exists()
+        train(data, tmp_path / "run", init=tmp_path / "spoilt.safetensors")
+    assert not (tmp_path / "run" / BEST).exists()
 
 
 def test_frozen_statistics_stay_as_they_are(data: Path, tmp_path: Path) -> None:

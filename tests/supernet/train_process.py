@@ -4,8 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from supernet.detector_training import Progress, train_detector
+from supernet.detector_training import train_detector
 from supernet.processes import joined
+from supernet.training_run import Progress
 from tests.supernet.tiny_space import TINY
 from tests.supernet.trainings import FROZEN, splits
 
