@@ -76,7 +76,7 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
         names = f"classes {', '.join(header.classes)}, here {', '.join(classes)}"
         unfit |= {name: names for name in own.keys() & found.keys() if name.startswith(_classifying(detector))}
     taken = {name: found[name] for name in own.keys() & found.keys() - unfit.keys()}
-    if not any(tensor.dim() > 1 for tensor in taken.values()):
+    if not any(_is_weight(tensor) for tensor in taken.values()):
         raise NothingInCommon(path, space=header.space.name, config=header.config.id)
     with torch.no_grad():
         for name, tensor in taken.items():
@@ -103,6 +103,11 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
 def _learned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return all tensors but the counters of BatchNorm, which say nothing of a network and fit everywhere."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Tell a convolution, Linear or position table from what has one number a channel or head, and fits often."""
+    return sum(side > 1 for side in tensor.shape) > 1
 
 
 def _classifying(detector: HeatDETR) -> str:

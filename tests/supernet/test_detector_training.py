@@ -126,6 +126,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     assert without_times(ended.rows) == without_times(whole.rows)
     assert equal(ended.last, whole.last)
     assert equal(ended.best, whole.best)
+    assert equal(ended.last.with_name(RUN), whole.last.with_name(RUN))  # averages and moments too
 
 
 def test_a_finished_run_is_read_back(data: Path, tmp_path: Path) -> None:
@@ -159,20 +160,34 @@ def test_micro_batches_learn_what_the_whole_batch_learns(data: Path, tmp_path: P
         assert other.loss == pytest.approx(one.loss, rel=1e-4)
 
 
-def test_two_processes_learn_what_one_learns_from_the_doubled_batch(data: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns_from_the_doubled_batch_and_go_on_after_a_kill(
+    data: Path, tmp_path: Path
+) -> None:
     losses: list[float] = []
     alone = train(data, tmp_path / "alone", FROZEN, progress=lambda progress: losses.append(progress.loss))
-    program = Path(__file__).with_name("train_process.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    done = subprocess.run(
-        [*command, f"tests.supernet.{program.stem}", str(data), str(tmp_path / "two")],
-        capture_output=True, text=True, check=False, timeout=180,
-    )  # fmt: skip
+    done = torchrun(data, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]
     size, *shared = json.loads((tmp_path / "two" / "losses.json").read_text())
     assert size == 2
     assert shared == pytest.approx(losses, rel=1e-4)
     assert load_detector(tmp_path / "two" / LAST)[1].step == load_detector(alone.last)[1].step == 6
+
+    assert torchrun(data, tmp_path / "killed", "4").returncode != 0  # in the second epoch
+    assert load_checkpoint(tmp_path / "killed" / RUN, DetectorHeader)[1].epoch == 1
+    done = torchrun(data, tmp_path / "killed")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "killed" / "losses.json").read_text()) == [2, *shared[3:]]
+    for name in (LAST, RUN):
+        assert equal(tmp_path / "killed" / name, tmp_path / "two" / name)
+
+
+def torchrun(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    """Run `train_process.py` in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    return subprocess.run(
+        [*command, "tests.supernet.train_process", *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=180,
+    )  # fmt: skip
 
 
 def test_a_loss_that_is_no_number_ends_the_run(data: Path, tmp_path: Path, whole: TrainedDetector) -> None:
