@@ -33,6 +33,7 @@ from server.cli_options import (
     finite,
     input_size,
 )
+from server.cli_pretrain import pretrain
 from server.cli_tables import table_app
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(table_app, name="table")
 app.command()(macs)
 app.command()(train)
+app.command()(pretrain)
 app.command("eval")(evaluate)
 
 

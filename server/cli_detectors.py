@@ -9,6 +9,18 @@ import typer
 
 from server.cli_options import ImageOption, JsonOption, SeedOption, SpaceOption, fail, input_size
 from server.cli_training import TrainingTeller, evaluation_text
+from server.cli_training_options import (
+    BatchOption,
+    DropPathOption,
+    EmaOption,
+    EpochsOption,
+    LearningRateOption,
+    MicroBatchOption,
+    OutOption,
+    PrecisionOption,
+    WorkersOption,
+    given,
+)
 
 
 def macs(*, space: SpaceOption = "heatdetr") -> None:
@@ -39,7 +51,7 @@ def train(
         Path, typer.Argument(help="Folder in COCO format: train/, val/, annotations/train.json, val.json.")
     ],
     *,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted run in it goes on.")],
+    out: OutOption,
     config: Annotated[
         str,
         typer.Option(
@@ -58,21 +70,36 @@ def train(
     ] = None,
     recipe: Annotated[
         Literal["small", "1x", "3x"],
-        typer.Option(help="small: a few hundred images from scratch; 1x and 3x: the paper's, for large data."),
+        typer.Option(
+            help="small: a few hundred images from scratch, 150 epochs in batches of 16, rate 1e-3 falling as a "
+            "cosine, 100 steps of warm-up, averaged weights (0.995). 1x and 3x: the paper's, for large data and a "
+            "pretrained backbone, 12 or 36 epochs in batches of 32, rate 1e-4 falling to a tenth after epochs 8 and "
+            "11 or 27 and 33, 500 steps of warm-up, drop path 0.2. A warm-up takes at most half of a run."
+        ),
     ] = "small",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; default: the recipe's.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a step, over all processes.")] = None,
-    micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Images at once, where a batch needs much memory.")
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights to start from: a backbone of `heatnas pretrain`, or a detector of `heatnas train`, of other "
+            "classes too. What fits is taken; init.json in the folder of the run names it, and what did not fit.",
+            show_default=False,
+        ),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak rate; default: the recipe's.")] = None,
+    epochs: EpochsOption = None,
+    batch: BatchOption = None,
+    micro_batch: MicroBatchOption = None,
+    learning_rate: LearningRateOption = None,
+    ema: EmaOption = None,
+    drop_path: DropPathOption = None,
+    precision: PrecisionOption = "auto",
     seed: SeedOption = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Child processes that read and change images.")] = 0,
+    workers: WorkersOption = 0,
 ) -> None:
     """Train a detector on a data set in COCO format.
 
     Leaves best.safetensors, last.safetensors, curve.csv, curve.png and TensorBoard events. Under `torchrun` several
-    processes share each batch; BatchNorm then sees all of it on CUDA alone, elsewhere each process its own share.
+    processes share each batch: `torchrun --nproc-per-node 8 -m server.cli train ...`. On CUDA BatchNorm sees what all
+    of them run at once (SyncBatchNorm), elsewhere each process its own share: give it 8 images or more.
 
     Example: `heatnas train shapes --out run --space heatdetr-nano --epochs 20`
     """
@@ -82,9 +109,19 @@ def train(
     from supernet.processes import joined  # noqa: PLC0415
     from supernet.recipe import named_recipe  # noqa: PLC0415
 
-    changes = {"epochs": epochs, "batch": batch, "micro_batch": micro_batch, "learning_rate": learning_rate}
     chosen_recipe = named_recipe(recipe).model_copy(
-        update={"seed": seed} | {name: value for name, value in changes.items() if value is not None}
+        update=given(
+            {
+                "epochs": epochs,
+                "batch": batch,
+                "micro_batch": micro_batch,
+                "learning_rate": learning_rate,
+                "ema": ema,
+                "drop_path": drop_path,
+                "precision": precision,
+                "seed": seed,
+            }
+        )
     )
     training = CocoDataset(data, "train", image=None)
     chosen_space, chosen = choose(config, space, input_size(image), stride=stride, classes=len(training.classes))
@@ -92,20 +129,23 @@ def train(
     if held_out.classes != training.classes:
         fail(f"{data}: val has the classes {held_out.classes}, train {training.classes}: give both the same")
     with joined() as processes:
-        teller = TrainingTeller(sys.stdout if processes.is_first else None)
+        teller = TrainingTeller(evaluation_text, sys.stdout if processes.is_first else None)
         teller.begin(chosen_space, chosen, len(training), len(held_out), chosen_recipe.epochs)
+        teller.schedule(chosen_recipe, len(training))
         trained = train_detector(
             chosen_space,
             chosen,
             Splits(data.resolve().name, training, held_out),
             out,
             recipe=chosen_recipe,
+            init=init,
             workers=workers,
             processes=processes,
             progress=teller.progress,
+            on_init=teller.transfer,
             on_epoch=teller.epoch,
         )
-        teller.end(trained)
+        teller.end(trained.best)
 
 
 def evaluate(

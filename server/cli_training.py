@@ -1,36 +1,74 @@
-"""How the command line tells about a training in this process, and about the score of a detector."""
+"""How the command line tells about a training in this process, and about the score of a network."""
 
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
 
 from server.console import LINE_SECONDS, duration
 
 if TYPE_CHECKING:
     from nas.config import Config
     from nas.space import SearchSpace
-    from supernet.curves import Row
-    from supernet.detector_training import Progress, TrainedDetector
+    from supernet.curves import PretrainRow, Row
     from supernet.evaluation import Evaluation
+    from supernet.pretrained import Names, Transfer
+    from supernet.pretraining import Accuracy
+    from supernet.recipe import RunRecipe
+    from supernet.training_run import Progress
+
+S = TypeVar("S")
 
 
-class TrainingTeller:
+class TrainingTeller(Generic[S]):
     """Tells how far a training is: a line that moves on a terminal, plain lines anywhere else; or nothing."""
 
-    def __init__(self, out: TextIO | None = sys.stdout) -> None:
-        self._out = out
+    def __init__(self, score_text: Callable[[S], str], out: TextIO | None = sys.stdout) -> None:
+        """Tell on `out`, scores as `score_text` writes them."""
+        self._score_text, self._out = score_text, out
         self._moves = out is not None and out.isatty()
         self._told = time.monotonic()
 
     def begin(self, space: "SearchSpace", config: "Config", images: int, held_out: int, epochs: int) -> None:
-        """Say what is trained on what."""
+        """Say which detector is trained on what."""
         from nas.macs import gmacs  # noqa: PLC0415
 
-        size = "x".join(map(str, config.image))
         self._say(
-            f"training config {config.id} of {space.name}, {gmacs(space.blocks(config)):.2f} GMACs at {size}, "
+            f"training config {config.id} of {space.name}, {gmacs(space.blocks(config)):.2f} GMACs at {_size(config)}, "
             f"on {images} images, epochs: {epochs}; {held_out} held out"
         )
+
+    def begin_backbone(
+        self, space: "SearchSpace", config: "Config", images: int, held_out: int, classes: int, epochs: int
+    ) -> None:
+        """Say which backbone is trained on what."""
+        from nas.macs import gmacs  # noqa: PLC0415
+        from supernet.classifier import backbone_sites  # noqa: PLC0415
+
+        cost = gmacs(site.block for site in backbone_sites(space.sites(config)))
+        self._say(
+            f"pretraining the backbone of config {config.id} of {space.name}, {cost:.2f} GMACs at {_size(config)}, "
+            f"on {images} images of {classes} classes, epochs: {epochs}; {held_out} held out"
+        )
+
+    def schedule(self, recipe: "RunRecipe", images: int) -> None:
+        """Say where a run is too short for the warm-up of its recipe."""
+        epoch_steps = recipe.epoch_steps(images)
+        wanted, warmup = recipe.wanted_warmup(epoch_steps), recipe.warmup(epoch_steps)
+        if warmup < wanted:
+            self._say(f"warm-up: {warmup} steps, half of this run, instead of the recipe's {wanted}")
+
+    def transfer(self, found: "Transfer") -> None:
+        """Say what was taken from a file of weights, and what was not."""
+        origin = found.origin
+        self._say(f"weights of {origin.file}: {origin.taken} tensors taken ({_counted(found.taken)})")
+        if origin.unfit:
+            self._say(f"{origin.unfit} did not fit: {_named(found.unfit)}")
+        if origin.missing:
+            self._say(f"{origin.missing} not in the file, drawn anew ({_counted(found.missing)})")
+        if origin.left_over:
+            self._say(f"{origin.left_over} of the file left over ({_counted(found.left_over)})")
 
     def progress(self, progress: "Progress") -> None:
         """Say how far it is, not too often."""
@@ -42,14 +80,14 @@ class TrainingTeller:
         text = f"epoch {progress.epoch} of {progress.epochs}, step {progress.step} of {progress.total}, "
         self._move(f"{text}loss {progress.loss:.3f}{left}")
 
-    def epoch(self, row: "Row", evaluation: "Evaluation | None") -> None:
+    def epoch(self, row: "Row | PretrainRow", score: S | None) -> None:
         """Say what came of an epoch that was scored."""
-        if evaluation is not None:
-            self._say(f"epoch {row.epoch}: loss {row.loss:.3f}, {evaluation_text(evaluation)}")
+        if score is not None:
+            self._say(f"epoch {row.epoch}: loss {row.loss:.3f}, {self._score_text(score)}")
 
-    def end(self, trained: "TrainedDetector") -> None:
+    def end(self, best: Path) -> None:
         """Say where everything is."""
-        self._say(f"best weights: {trained.best}\ncurves: {trained.best.with_name('curve.png')}")
+        self._say(f"best weights: {best}\ncurves: {best.with_name('curve.png')}")
 
     def _move(self, text: str) -> None:
         if self._out is not None:
@@ -74,3 +112,28 @@ def evaluation_text(found: "Evaluation") -> str:
         f"small {shown(found.ap_small)}, medium {shown(found.ap_medium)}, large {shown(found.ap_large)} "
         f"on {found.images} images"
     )
+
+
+def accuracy_text(found: "Accuracy") -> str:
+    """Write the score of a backbone on one line."""
+    return f"top 1 {found.top1:.3f}, top 5 {found.top5:.3f} on {found.images} images"
+
+
+def _size(config: "Config") -> str:
+    return "x".join(map(str, config.image))
+
+
+def _counted(names: "Names") -> str:
+    """Say how many tensors there are at each site; sites of one stage or module together."""
+    counts: dict[str, int] = {}
+    for site, tensors in names.items():
+        module = site.partition(".")[0]
+        counts[module] = counts.get(module, 0) + len(tensors)
+    return ", ".join(f"{module} {count}" for module, count in counts.items())
+
+
+def _named(names: "Names") -> str:
+    """Name the first tensors; the whole list stands in the folder of the run."""
+    whole = [f"{site}.{tensor}" for site, tensors in names.items() for tensor in tensors]
+    more = f" and {len(whole) - 4} more, see init.json" if len(whole) > 4 else ""
+    return ", ".join(whole[:4]) + more

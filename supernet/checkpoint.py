@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import Discriminator, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ WEIGHTS = "supernet."
 
 DETECTOR = "detector."
 """The same of a detector."""
+
+BACKBONE = "backbone."
+"""The same of a backbone with its classifier."""
 
 _HEADER = "heatnas"
 
@@ -53,16 +56,34 @@ class Header(Value):
     metrics: dict[str, Any] | None = None
 
 
-class DetectorHeader(Value):
-    """What the checkpoint of a detector says about itself: all that it takes to build, feed and judge it.
+class Origin(Value):
+    """Which file a training took its first weights from, and how many tensors of them.
+
+    Attributes:
+        file: its name.
+        sha256: of its content.
+        taken: tensors that were taken.
+        unfit: tensors whose shape or classes are others.
+        missing: tensors of the network that the file lacks.
+        left_over: tensors of the file that the network lacks.
+    """
+
+    file: str
+    sha256: str
+    taken: int
+    unfit: int
+    missing: int
+    left_over: int
+
+
+class RunHeader(Value):
+    """What the checkpoint of a training says about itself: all that it takes to build, feed and judge the network.
 
     Attributes:
         format: version of the file layout.
-        kind: tells it from other checkpoints.
         space: the search space of the config.
         config: the architecture.
         classes: names of the classes, in the order of the scores.
-        category_ids: the id of each class in the data set.
         recipe: how it is trained.
         data: name of the data set.
         data_sha256: content hash of the training split.
@@ -70,27 +91,53 @@ class DetectorHeader(Value):
         epoch: epochs done.
         step: optimiser steps done.
         metrics: on the held-out split after these epochs; None where they were not looked at.
+        origin: where the first weights came from; None where they were drawn.
     """
 
     format: int = FORMAT
-    kind: Literal["detector"] = "detector"
     space: SearchSpace
     config: Config
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
     recipe: dict[str, Any]
     data: str
     data_sha256: str
     version: str
-    epoch: int
-    step: int
+    epoch: int = 0
+    step: int = 0
     metrics: dict[str, Any] | None = None
+    origin: Origin | None = None
 
 
-H = TypeVar("H", Header, DetectorHeader)
+class DetectorHeader(RunHeader):
+    """What the checkpoint of a detector says about itself.
+
+    Attributes:
+        kind: tells it from other checkpoints.
+        category_ids: the id of each class in the data set.
+    """
+
+    kind: Literal["detector"] = "detector"
+    category_ids: tuple[int, ...]
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Header | DetectorHeader) -> str:
+class BackboneHeader(RunHeader):
+    """What the checkpoint of a backbone with its classifier says about itself.
+
+    Attributes:
+        kind: tells it from other checkpoints.
+    """
+
+    kind: Literal["backbone"] = "backbone"
+
+
+H = TypeVar("H", Header, DetectorHeader, BackboneHeader)
+
+_ANY_RUN: TypeAdapter[DetectorHeader | BackboneHeader] = TypeAdapter(
+    Annotated[DetectorHeader | BackboneHeader, Discriminator("kind")]
+)
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Header | RunHeader) -> str:
     """Write a checkpoint through a temporary file, fsync and rename; return its SHA-256."""
     content = save(
         {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, {_HEADER: header.canonical_json()}
@@ -112,6 +159,22 @@ def load_checkpoint(path: Path, kind: type[H]) -> tuple[dict[str, Tensor], H]:
     Raises:
         BadCheckpoint: the file is missing, damaged, or of another version of the product.
     """
+    return _load(path, kind.model_validate_json)
+
+
+def load_any_run(path: Path) -> tuple[dict[str, Tensor], DetectorHeader | BackboneHeader]:
+    """Read the checkpoint of a detector or of a backbone.
+
+    Raises:
+        BadCheckpoint: the file is missing, damaged, neither of the two, or of another version of the product.
+    """
+    return _load(path, _ANY_RUN.validate_json)
+
+
+R = TypeVar("R", bound=Header | RunHeader)
+
+
+def _load(path: Path, parse: Callable[[str], R]) -> tuple[dict[str, Tensor], R]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_HEADER)
@@ -121,7 +184,7 @@ def load_checkpoint(path: Path, kind: type[H]) -> tuple[dict[str, Tensor], H]:
     if text is None:
         raise BadCheckpoint(path, "it has no header of this product")
     try:
-        header = kind.model_validate_json(text)
+        header = parse(text)
     except ValidationError as fault:
         raise BadCheckpoint(
             path, f"its header is of another kind or version ({fault.error_count()} fields differ)"
@@ -131,16 +194,24 @@ def load_checkpoint(path: Path, kind: type[H]) -> tuple[dict[str, Tensor], H]:
     return tensors, header
 
 
+def named_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters and statistics under their names behind a prefix."""
+    return {prefix + name: tensor for name, tensor in module.state_dict().items()}
+
+
+def tensors_below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def supernet_tensors(supernet: Supernet) -> dict[str, Tensor]:
     """Return the supernet's parameters and statistics under the names they have in a checkpoint."""
-    return {WEIGHTS + name: tensor for name, tensor in supernet.state_dict().items()}
+    return named_tensors(WEIGHTS, supernet)
 
 
 def restore_supernet(supernet: Supernet, tensors: dict[str, Tensor]) -> None:
     """Copy a checkpoint's tensors into a supernet of the same space."""
-    supernet.load_state_dict(
-        {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)}
-    )
+    supernet.load_state_dict(tensors_below(WEIGHTS, tensors))
 
 
 def load_supernet(path: Path) -> Supernet:
@@ -159,11 +230,6 @@ def load_supernet(path: Path) -> Supernet:
     return supernet.eval()
 
 
-def detector_tensors(detector: nn.Module) -> dict[str, Tensor]:
-    """Return a detector's parameters and statistics under the names they have in a checkpoint."""
-    return {DETECTOR + name: tensor for name, tensor in detector.state_dict().items()}
-
-
 def load_detector(path: Path) -> tuple[HeatDETR, DetectorHeader]:
     """Return the detector of a checkpoint, in evaluation mode, and what the file says about it.
 
@@ -173,9 +239,8 @@ def load_detector(path: Path) -> tuple[HeatDETR, DetectorHeader]:
     tensors, header = load_checkpoint(path, DetectorHeader)
     with torch.random.fork_rng(devices=[]):
         detector = HeatDETR(header.space, header.config)
-    weights = {name.removeprefix(DETECTOR): tensor for name, tensor in tensors.items() if name.startswith(DETECTOR)}
     try:
-        detector.load_state_dict(weights)
+        detector.load_state_dict(tensors_below(DETECTOR, tensors))
     except RuntimeError as fault:
         raise BadCheckpoint(path, "its tensors do not fit its config") from fault
     return detector.eval(), header

@@ -1,5 +1,6 @@
 """HeatDETR as a PyTorch module: the blocks of the one walk (`nas.network`), wired as it says."""
 
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 from torch import Tensor, nn
@@ -60,6 +61,14 @@ def module_key(site: str) -> str:
     return site.replace(".", "_")
 
 
+def run_sites(sites: Sequence[Site], blocks: nn.ModuleDict, images: Tensor) -> Any:  # noqa: ANN401 - what a block gives
+    """Return what the last of some sites gives for images (B, 3, H, W)."""
+    values: dict[str, Any] = {IMAGE: images}
+    for site in sites:
+        values[site.name] = blocks[module_key(site.name)](*(values[name] for name in site.inputs))
+    return values[sites[-1].name]
+
+
 class HeatDETR(nn.Module):
     """One detector of a search space.
 
@@ -80,10 +89,7 @@ class HeatDETR(nn.Module):
 
         The fused detector gives boxes (B, N, 4), x1 y1 x2 y2 in input pixels, and scores (B, N, classes) instead.
         """
-        values: dict[str, Any] = {IMAGE: images}
-        for site in self.sites:
-            values[site.name] = self.blocks[module_key(site.name)](*(values[name] for name in site.inputs))
-        prediction: RawPrediction = values[self.sites[-1].name]
+        prediction: RawPrediction = run_sites(self.sites, self.blocks, images)
         return prediction
 
     @property

@@ -6,6 +6,8 @@ SupernetError
 ├── DatasetExists       the folder holds something other than the data set asked for
 ├── BadCheckpoint       a file that is no checkpoint of this version
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
+├── NothingInCommon     weights to start from, of which none fits
+├── BatchTooSmall       more processes share a step than it has images
 └── TrainingDiverged    the loss is no longer a number
 """
 
@@ -79,6 +81,26 @@ class CheckpointMismatch(SupernetError):
         super().__init__(
             f"{path} belongs to a run that differs in {'; '.join(differences)}: "
             "give this run another folder, or pass resume=False to start over."
+        )
+
+
+class NothingInCommon(SupernetError):
+    """Weights that a detector was to start from fit it nowhere."""
+
+    def __init__(self, path: Path, *, space: str, config: str) -> None:
+        super().__init__(
+            f"{path} has no weights in common with this detector (it is of config {config} of {space}): "
+            "train a config of the same space with the same widths, or start without it."
+        )
+
+
+class BatchTooSmall(SupernetError):
+    """A step has fewer images than there are processes."""
+
+    def __init__(self, batch: int, processes: int) -> None:
+        super().__init__(
+            f"a batch of {batch} cannot be shared by {processes} processes: each needs at least one image, "
+            f"so make the batch {processes} or larger, or start fewer processes."
         )
 
 

@@ -1,7 +1,8 @@
-"""Batches of augmented samples, in an order and with changes that (seed, epoch) alone decide."""
+"""Batches of changed samples, in an order and with changes that (seed, epoch, image) alone decide."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -10,12 +11,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from supernet.augment import Augmentation, augment
 from supernet.dataset import CocoDataset, Sample
+from supernet.errors import BatchTooSmall
 from supernet.evaluation import images_to_floats
 from supernet.losses import Target
 from supernet.processes import ALONE, Processes
+from supernet.recipe import Recipe, RunRecipe
 
 Place = tuple[int, int]
 """Epoch and index of a sample."""
+
+T = TypeVar("T")
+B = TypeVar("B")
 
 
 class Batch(NamedTuple):
@@ -35,44 +41,45 @@ class Batch(NamedTuple):
         return type(self)(self.images.to(device, non_blocking=True), targets)
 
 
-class Loader:
+class Loader(Generic[T, B]):
     """Draws the batches of one process.
 
     The images of a step are dealt to the processes in turn and cut into micro-batches, so that a step sees the same
     images however many processes share it.
 
     Attributes:
-        steps: optimiser steps in an epoch: whole batches, and at least one, which then repeats images.
+        steps: optimiser steps in an epoch.
     """
 
     def __init__(
         self,
-        data: CocoDataset,
+        draw: Callable[[int, np.random.Generator], T],
+        collate: Callable[[Sequence[T]], B],
         *,
-        image: tuple[int, int],
-        batch: int,
-        micro_batch: int | None,
-        augmentation: Augmentation,
-        seed: int,
+        images: int,
+        recipe: RunRecipe,
         workers: int,
         processes: Processes = ALONE,
     ) -> None:
         """Prepare to draw.
 
         Args:
-            data: samples at any size.
-            image: height and width of the network's input.
-            batch: images of a step, over all processes.
-            micro_batch: images that this process runs at once; None for its whole share.
-            augmentation: how samples are changed.
-            seed: decides order and changes.
-            workers: child processes that read and change samples; 0 does it in this one.
+            draw: gives the sample of an index, changed as a generator decides; child processes get a copy of it.
+            collate: puts samples together.
+            images: how many indices there are.
+            recipe: says batch, micro-batch and seed.
+            workers: child processes that draw; 0 does it in this one.
             processes: which process this is.
+
+        Raises:
+            BatchTooSmall: a process would have no image in a step.
         """
-        self.steps = max(1, len(data) // batch)
-        self._places = _Places(len(data), self.steps, batch, micro_batch, seed, processes)
-        self._loader = DataLoader(
-            _Augmented(data, image, augmentation, seed),
+        if recipe.batch < processes.size:
+            raise BatchTooSmall(recipe.batch, processes.size)
+        self.steps = recipe.epoch_steps(images)
+        self._places = _Places(images, self.steps, recipe, processes)
+        self._loader: DataLoader[T] = DataLoader(
+            _Drawn(draw, recipe.seed),
             batch_sampler=self._places,
             collate_fn=collate,
             num_workers=workers,
@@ -80,46 +87,63 @@ class Loader:
             pin_memory=processes.device.type == "cuda",
         )
 
-    def epoch(self, number: int) -> Iterator[list[Batch]]:
+    def epoch(self, number: int) -> Iterator[list[B]]:
         """Yield the micro-batches of each step of an epoch."""
         self._places.epoch = number
-        batches = iter(self._loader)
+        batches: Iterator[B] = iter(self._loader)
         for _ in range(self.steps):
             yield [next(batches) for _ in range(self._places.parts)]
+
+
+def detector_loader(
+    data: CocoDataset, image: tuple[int, int], recipe: Recipe, *, workers: int, processes: Processes = ALONE
+) -> Loader[Sample, Batch]:
+    """Return what draws samples of a detection data set, at the input size `image` (height, width)."""
+    return Loader(
+        partial(_augmented, data, image, recipe.augmentation),
+        collate,
+        images=len(data),
+        recipe=recipe,
+        workers=workers,
+        processes=processes,
+    )
 
 
 class _Places:
     """The samples of each micro-batch of an epoch."""
 
-    def __init__(
-        self, length: int, steps: int, batch: int, micro_batch: int | None, seed: int, processes: Processes
-    ) -> None:
+    def __init__(self, images: int, steps: int, recipe: RunRecipe, processes: Processes) -> None:
         self.epoch = 0
-        self._length, self._steps, self._batch, self._seed = length, steps, batch, seed
-        self._mine = range(processes.rank, batch, processes.size)
-        self._micro = micro_batch or len(self._mine)
+        self._images, self._steps, self._batch, self._seed = images, steps, recipe.batch, recipe.seed
+        self._mine = range(processes.rank, recipe.batch, processes.size)
+        self._micro = recipe.micro_batch or len(self._mine)
         self.parts = -(-len(self._mine) // self._micro)
 
     def __len__(self) -> int:
         return self._steps * self.parts
 
     def __iter__(self) -> Iterator[list[Place]]:
-        order = np.random.default_rng((self._seed, 1, self.epoch)).permutation(self._length)
+        order = np.random.default_rng((self._seed, 1, self.epoch)).permutation(self._images)
         for step in range(self._steps):
-            mine = [(self.epoch, int(order[(step * self._batch + place) % self._length])) for place in self._mine]
+            mine = [(self.epoch, int(order[(step * self._batch + place) % self._images])) for place in self._mine]
             for start in range(0, len(mine), self._micro):
                 yield mine[start : start + self._micro]
 
 
-class _Augmented(Dataset[Sample]):
+class _Drawn(Dataset[T]):
     """Samples changed as (seed, epoch, index) decides."""
 
-    def __init__(self, data: CocoDataset, image: tuple[int, int], augmentation: Augmentation, seed: int) -> None:
-        self._data, self._image, self._augmentation, self._seed = data, image, augmentation, seed
+    def __init__(self, draw: Callable[[int, np.random.Generator], T], seed: int) -> None:
+        self._draw, self._seed = draw, seed
 
-    def __getitem__(self, place: Place) -> Sample:
-        rng = np.random.default_rng((self._seed, 2, *place))
-        return augment(self._data[place[1]], rng, self._augmentation, image=self._image)
+    def __getitem__(self, place: Place) -> T:
+        return self._draw(place[1], np.random.default_rng((self._seed, 2, *place)))
+
+
+def _augmented(
+    data: CocoDataset, image: tuple[int, int], how: Augmentation, index: int, rng: np.random.Generator
+) -> Sample:
+    return augment(data[index], rng, how, image=image)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -4,11 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import distributed
 
 CPU = torch.device("cpu")
+
+PATIENCE = timedelta(hours=2)
+"""How long the others wait for the first one, which evaluates."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def joined() -> Iterator[Processes]:
     if "WORLD_SIZE" not in os.environ:
         yield Processes(device=device)
         return
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size(), device)
     finally:

@@ -182,6 +182,33 @@ def test_a_detector_is_trained_scored_and_taken_up(tmp_path: Path) -> None:
     assert "belongs to a run that differs in epochs (1, now 2)" in other.stderr
 
 
+def test_a_detector_starts_from_a_pretrained_backbone(tmp_path: Path) -> None:
+    data, photos, backbone = tmp_path / "shapes", tmp_path / "photos", tmp_path / "backbone"
+    assert heatnas("data", "make", data, "--images", "4", "--held-out", "1", "--size", "64").returncode == 0
+    for label, picture in enumerate(sorted((data / "train").iterdir())):
+        (photos / "train" / "ab"[label % 2]).mkdir(parents=True, exist_ok=True)
+        (photos / "train" / "ab"[label % 2] / picture.name).write_bytes(picture.read_bytes())
+    small = ("--space", "heatdetr-nano", "--config", "smallest", "--batch", "2", "--epochs", "1")
+    done = heatnas("pretrain", photos, "--out", backbone, *small)
+    assert (done.returncode, done.stderr) == (0, "")
+    what, cut, scored, *_ = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"pretraining the backbone of config \w{16} of heatdetr-nano, 0\.0\d GMACs at 192x192, "
+        r"on 2 images of 2 classes, epochs: 1; 2 held out",
+        what,
+    ), what
+    assert cut == "warm-up: 0 steps, half of this run, instead of the recipe's 3"
+    assert re.fullmatch(r"epoch 1: loss \d\.\d+, top 1 (0\.[05]00|1\.000), top 5 1\.000 on 2 images", scored), scored
+    done = heatnas("train", data, "--out", tmp_path / "run", "--init", backbone / "best.safetensors", *small)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"\nweights of best\.safetensors: \d+ tensors taken \(stem \d+, stage1 \d+, ", done.stdout)
+    assert re.search(r"\n\d+ not in the file, drawn anew \(sam4 \d+, scm \d+, tcm \d+, head \d+\)\n", done.stdout)
+    assert "\n2 of the file left over (classify 2)\n" in done.stdout
+    refused = heatnas("train", data, "--out", tmp_path / "run", *small)
+    assert refused.returncode == 1
+    assert "belongs to a run that differs in first weights (of the file with SHA-256 " in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

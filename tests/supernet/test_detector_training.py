@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from supernet.checkpoint import DetectorHeader, load_checkpoint, load_detector
-from supernet.curves import Curves, Row
-from supernet.detector import HeatDETR
-from supernet.detector_training import BEST, LAST, RUN, Progress, TrainedDetector, train_detector
+from supernet.checkpoint import DetectorHeader, load_checkpoint, load_detector, save_checkpoint
+from supernet.curves import DETECTOR_CHART, Curves, Row
+from supernet.detector_training import TrainedDetector, train_detector
 from supernet.errors import BadCheckpoint, CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import Evaluation, evaluate_module
 from supernet.recipe import Recipe, named_recipe
+from supernet.training_run import BEST, LAST, RUN, Progress
 from tests.supernet.tiny_space import TINY, tiny_data
 from tests.supernet.trainings import FROZEN, RECIPE, splits
 
@@ -39,10 +39,10 @@ def train(
     recipe: Recipe = RECIPE,
     *,
     progress: Callable[[Progress], None] = lambda _: None,
-    start: Callable[[HeatDETR], None] = lambda _: None,
+    init: Path | None = None,
 ) -> TrainedDetector:
     return train_detector(
-        TINY, CONFIG, splits(data), out, recipe=recipe, progress=progress, start=start, clock=count(0.0).__next__
+        TINY, CONFIG, splits(data), out, recipe=recipe, progress=progress, init=init, clock=count(0.0).__next__
     )
 
 
@@ -74,7 +74,7 @@ def test_each_epoch_leaves_its_row(whole: TrainedDetector) -> None:
 
 def test_the_curves_are_kept_as_csv_picture_and_events(whole: TrainedDetector) -> None:
     folder = whole.last.parent
-    assert tuple(Curves(folder, epochs=3).rows) == whole.rows
+    assert tuple(Curves(folder, DETECTOR_CHART, epochs=3).rows) == whole.rows
     with Image.open(folder / "curve.png") as picture:
         assert picture.size == (880, 660)
     events = EventAccumulator(str(folder / "events"))
@@ -126,6 +126,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     assert without_times(ended.rows) == without_times(whole.rows)
     assert equal(ended.last, whole.last)
     assert equal(ended.best, whole.best)
+    assert equal(ended.last.with_name(RUN), whole.last.with_name(RUN))  # averages and moments too
 
 
 def test_a_finished_run_is_read_back(data: Path, tmp_path: Path) -> None:
@@ -159,29 +160,43 @@ def test_micro_batches_learn_what_the_whole_batch_learns(data: Path, tmp_path: P
         assert other.loss == pytest.approx(one.loss, rel=1e-4)
 
 
-def test_two_processes_learn_what_one_learns_from_the_doubled_batch(data: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns_from_the_doubled_batch_and_go_on_after_a_kill(
+    data: Path, tmp_path: Path
+) -> None:
     losses: list[float] = []
     alone = train(data, tmp_path / "alone", FROZEN, progress=lambda progress: losses.append(progress.loss))
-    program = Path(__file__).with_name("train_process.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    done = subprocess.run(
-        [*command, f"tests.supernet.{program.stem}", str(data), str(tmp_path / "two")],
-        capture_output=True, text=True, check=False, timeout=180,
-    )  # fmt: skip
+    done = torchrun(data, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]
     size, *shared = json.loads((tmp_path / "two" / "losses.json").read_text())
     assert size == 2
     assert shared == pytest.approx(losses, rel=1e-4)
     assert load_detector(tmp_path / "two" / LAST)[1].step == load_detector(alone.last)[1].step == 6
 
+    assert torchrun(data, tmp_path / "killed", "4").returncode != 0  # in the second epoch
+    assert load_checkpoint(tmp_path / "killed" / RUN, DetectorHeader)[1].epoch == 1
+    done = torchrun(data, tmp_path / "killed")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "killed" / "losses.json").read_text()) == [2, *shared[3:]]
+    for name in (LAST, RUN):
+        assert equal(tmp_path / "killed" / name, tmp_path / "two" / name)
 
-def test_a_loss_that_is_no_number_ends_the_run(data: Path, tmp_path: Path) -> None:
-    def spoil(detector: HeatDETR) -> None:
-        torch.nn.init.constant_(detector.get_parameter("blocks.stem.first.norm.weight"), torch.nan)
 
+def torchrun(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    """Run `train_process.py` in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    return subprocess.run(
+        [*command, "tests.supernet.train_process", *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=180,
+    )  # fmt: skip
+
+
+def test_a_loss_that_is_no_number_ends_the_run(data: Path, tmp_path: Path, whole: TrainedDetector) -> None:
+    tensors, header = load_checkpoint(whole.last, DetectorHeader)
+    tensors["detector.blocks.stem.first.norm.weight"].fill_(torch.nan)
+    save_checkpoint(tmp_path / "spoilt.safetensors", tensors, header)
     with pytest.raises(TrainingDiverged, match="the loss is nan at step 0: lower the learning rate"):
-        train(data, tmp_path, start=spoil)
-    assert not (tmp_path / BEST).exists()
+        train(data, tmp_path / "run", init=tmp_path / "spoilt.safetensors")
+    assert not (tmp_path / "run" / BEST).exists()
 
 
 def test_frozen_statistics_stay_as_they_are(data: Path, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from supernet.augment import Augmentation
-from supernet.dataset import CocoDataset
-from supernet.loading import Batch, Loader
+from supernet.dataset import CocoDataset, Sample
+from supernet.errors import BatchTooSmall
+from supernet.loading import Batch, Loader, detector_loader
 from supernet.processes import Processes
+from supernet.recipe import Recipe
 from tests.supernet.tiny_space import tiny_data
 
 
@@ -14,12 +16,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     return CocoDataset(tiny_data(tmp_path_factory.mktemp("loading") / "data"), "train", image=None)
 
 
-def loader(data: CocoDataset, *, batch: int = 4, micro: int | None = None, rank: int = 0, size: int = 1) -> Loader:
-    processes = Processes(rank, size)
+def loader(
+    data: CocoDataset, *, batch: int = 4, micro: int | None = None, rank: int = 0, size: int = 1
+) -> Loader[Sample, Batch]:
     still = Augmentation(mirror=0, zoom_chance=0, light=0)
-    return Loader(
-        data, image=(64, 64), batch=batch, micro_batch=micro, augmentation=still, seed=3, workers=0, processes=processes
-    )
+    recipe = Recipe(batch=batch, micro_batch=micro, augmentation=still, seed=3)
+    return detector_loader(data, (64, 64), recipe, workers=0, processes=Processes(rank, size))
 
 
 def images(steps: list[list[Batch]]) -> list[bytes]:
@@ -74,8 +76,12 @@ def test_processes_share_the_images_of_a_step(data: CocoDataset) -> None:
 
 def test_child_processes_draw_the_same(data: CocoDataset) -> None:
     def drawn(workers: int) -> list[bytes]:
-        changing = Augmentation()
-        made = Loader(data, image=(64, 64), batch=4, micro_batch=None, augmentation=changing, seed=3, workers=workers)
+        made = detector_loader(data, (64, 64), Recipe(batch=4, seed=3), workers=workers)
         return images([*made.epoch(0), *made.epoch(1)])
 
     assert drawn(1) == drawn(0)
+
+
+def test_a_process_without_an_image_is_refused(data: CocoDataset) -> None:
+    with pytest.raises(BatchTooSmall, match="a batch of 1 cannot be shared by 2 processes: each needs at least one"):
+        loader(data, batch=1, size=2)

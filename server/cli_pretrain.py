@@ -1,0 +1,111 @@
+"""The command that pretrains a backbone by classification."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from server.cli_options import ImageOption, SeedOption, SpaceOption, input_size
+from server.cli_training import TrainingTeller, accuracy_text
+from server.cli_training_options import (
+    BatchOption,
+    DropPathOption,
+    EmaOption,
+    EpochsOption,
+    LearningRateOption,
+    MicroBatchOption,
+    OutOption,
+    PrecisionOption,
+    WorkersOption,
+    given,
+)
+
+
+def pretrain(
+    images: Annotated[
+        Path,
+        typer.Argument(help="Folder with train/CLASS/*.jpg and val/CLASS/*.jpg (png, bmp and webp are read as well)."),
+    ],
+    *,
+    out: OutOption,
+    config: Annotated[
+        str,
+        typer.Option(
+            help="Whose backbone: largest or smallest of the space, heatdetr-tiny, -small, -medium or -large of the "
+            "space heatdetr, or the config.json of an answer."
+        ),
+    ] = "largest",
+    space: SpaceOption = "heatdetr-edge",
+    image: ImageOption = None,
+    recipe: Annotated[
+        Literal["small", "swin"],
+        typer.Option(
+            help="small: some thousand images, 60 epochs in batches of 64, averaged weights, gentle changes. swin: "
+            "ImageNet, 300 epochs in batches of 1024 at rate 1e-3, 20 of them warm-up, mixup 0.8, cutmix 1, erasing "
+            "0.25, label smoothing 0.1 (Swin's recipe without its RandAug)."
+        ),
+    ] = "small",
+    epochs: EpochsOption = None,
+    batch: BatchOption = None,
+    micro_batch: MicroBatchOption = None,
+    learning_rate: LearningRateOption = None,
+    ema: EmaOption = None,
+    drop_path: DropPathOption = None,
+    precision: PrecisionOption = "auto",
+    held_out: Annotated[
+        float,
+        typer.Option(min=0.01, max=0.9, help="Share of each class that is held out where the folder has no val."),
+    ] = 0.1,
+    seed: SeedOption = 0,
+    workers: WorkersOption = 0,
+) -> None:
+    """Pretrain the backbone of a detector by telling images apart, for `heatnas train --init`.
+
+    The backbone is what the last map of the stages depends on; its mean goes through one Linear onto the classes.
+    Leaves best.safetensors, last.safetensors, curve.csv, curve.png and TensorBoard events; the same command again goes
+    on after the last finished epoch. Images that cannot be read are named before anything starts; where all of them do
+    not fit into memory, only their headers are looked at then. Several processes share each batch under `torchrun`, as
+    with `heatnas train`.
+
+    Example: `heatnas pretrain photos --out backbone --space heatdetr-edge --image 256x256`
+    """
+    from server.detectors import choose  # noqa: PLC0415
+    from supernet.image_folder import open_image_folder  # noqa: PLC0415
+    from supernet.pretraining import pretrain_backbone  # noqa: PLC0415
+    from supernet.processes import joined  # noqa: PLC0415
+    from supernet.recipe import named_pretrain_recipe  # noqa: PLC0415
+
+    chosen_recipe = named_pretrain_recipe(recipe).model_copy(
+        update=given(
+            {
+                "epochs": epochs,
+                "batch": batch,
+                "micro_batch": micro_batch,
+                "learning_rate": learning_rate,
+                "ema": ema,
+                "drop_path": drop_path,
+                "precision": precision,
+                "seed": seed,
+            }
+        )
+    )
+    data = open_image_folder(images, held_out=held_out, seed=seed)
+    train, judged = data
+    chosen_space, chosen = choose(config, space, input_size(image), stride=32, classes=len(train.classes))
+    with joined() as processes:
+        teller = TrainingTeller(accuracy_text, sys.stdout if processes.is_first else None)
+        teller.begin_backbone(chosen_space, chosen, len(train), len(judged), len(train.classes), chosen_recipe.epochs)
+        teller.schedule(chosen_recipe, len(train))
+        trained = pretrain_backbone(
+            chosen_space,
+            chosen,
+            data,
+            out,
+            recipe=chosen_recipe,
+            workers=workers,
+            processes=processes,
+            progress=teller.progress,
+            on_epoch=teller.epoch,
+        )
+        teller.end(trained.best)

@@ -1,0 +1,59 @@
+"""Options that `heatnas train` and `heatnas pretrain` share, and how they change a recipe."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted run in it goes on.")]
+EpochsOption = Annotated[int | None, typer.Option(min=1, help="Epochs; default: the recipe's.", show_default=False)]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images a step, over all processes; default: the recipe's.", show_default=False),
+]
+MicroBatchOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images that a process runs at once, where a batch needs much memory: gradients are added up to those of "
+        "the batch, BatchNorm sees so many.",
+        show_default=False,
+    ),
+]
+LearningRateOption = Annotated[
+    float | None, typer.Option(min=1e-9, help="Peak rate of AdamW; default: the recipe's.", show_default=False)
+]
+EmaOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=0.99999,
+        help="Decay of the averaged weights, which are evaluated and kept; 0 keeps the trained ones. Default: the "
+        "recipe's.",
+        show_default=False,
+    ),
+]
+DropPathOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=0.9,
+        help="Chance that the branches of the last block are left out for an image, less in earlier ones; default: the "
+        "recipe's.",
+        show_default=False,
+    ),
+]
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    typer.Option(
+        help="Of convolutions and matrix products (mixed precision); auto is 16 bits where the processor computes in "
+        "them: bf16 or fp16 on CUDA, bf16 on a CPU with AVX512-BF16 or AMX."
+    ),
+]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Child processes that read and change images.")]
+
+
+def given(changes: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of a recipe that were given; the others stay as the recipe has them."""
+    return {name: value for name, value in changes.items() if value is not None}
