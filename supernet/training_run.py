@@ -98,6 +98,9 @@ class Task(ABC, Generic[B, S, R]):
     prefix: str
     chart: Chart[R]
 
+    def begin_step(self, done: float) -> None:
+        """Prepare for a step; `done` is the share of the run before it, 0 to 1."""
+
     @abstractmethod
     def loss(self, output: Any, batch: B) -> Loss:  # noqa: ANN401 - whatever the network gives
         """Judge the network's output on a batch."""
@@ -193,6 +196,7 @@ class _Run(Generic[B, S, R, H]):
             asked = self.clock()
             batches = next(steps)
             waited += self.clock() - asked
+            self.task.begin_step(self.step / self.stepper.total)
             taken = self.stepper.take(self.step, batches)
             sums = [one + other for one, other in zip(sums or [0.0] * len(taken.parts), taken.parts, strict=True)]
             divisor += taken.divisor

@@ -224,3 +224,13 @@ def test_the_papers_recipes() -> None:
         assert (recipe.learning_rate, recipe.batch, recipe.weight_decay, recipe.warmup_steps) == (1e-4, 32, 0.05, 500)
         assert recipe.drop_path == 0.2
     assert one.augmentation.shift_px == 32
+
+
+def test_tokens_are_left_out_little_by_little(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr("supernet.detector_training.set_sparsity", lambda _, share: seen.append(share))
+    train(data, tmp_path, RECIPE.model_copy(update={"epochs": 2, "batch": 4}))
+    assert seen[0] == 0
+    assert seen[len(seen) // 2] == pytest.approx(0.5)
+    assert seen == sorted(seen)
+    assert len(seen) == 6
