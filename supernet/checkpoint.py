@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class DetectorHeader(Value):
         recipe: how it is trained.
         data: name of the data set.
         data_sha256: content hash of the training split.
+        left_out: bad entries of the training split that were left out or clipped, counted by kind.
         version: of the product that trained it.
         epoch: epochs done.
         step: optimiser steps done.
@@ -81,6 +82,7 @@ class DetectorHeader(Value):
     recipe: dict[str, Any]
     data: str
     data_sha256: str
+    left_out: dict[str, int] = Field(default_factory=dict)
     version: str
     epoch: int
     step: int

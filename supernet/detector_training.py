@@ -34,6 +34,7 @@ from supernet.dataset import CocoDataset
 from supernet.detector import HeatDETR
 from supernet.errors import CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import Evaluation, evaluate_module
+from supernet.faults import counted
 from supernet.layers.drop_path import set_drop_path
 from supernet.layers.head import RawPrediction
 from supernet.loading import Batch, Loader
@@ -196,6 +197,7 @@ class _Run:
             recipe=recipe.model_dump(mode="json"),
             data=data.name,
             data_sha256=data.train.content_sha256,
+            left_out=counted(data.train.left_out),
             version=version("heatnas"),
             epoch=0,
             step=0,

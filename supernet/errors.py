@@ -3,6 +3,8 @@
 SupernetError
 ├── ParityError         an exported graph computes something else than the module it came from
 ├── BadDataset          annotations or images that cannot be trained on: names each fault
+├── BadImage            an image file that is missing, damaged or of another size than annotated
+├── BadSource           a foreign data set that cannot be converted: names each fault
 ├── DatasetExists       the folder holds something other than the data set asked for
 ├── BadCheckpoint       a file that is no checkpoint of this version
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
@@ -11,6 +13,8 @@ SupernetError
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from supernet.faults import FaultKind
 
 
 class SupernetError(Exception):
@@ -44,12 +48,27 @@ class BadDataset(SupernetError):
         faults: one sentence for each fault, in the order found.
     """
 
-    def __init__(self, folder: Path, faults: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, faults: Sequence[str], *, summary: str = "", advice: str = "Correct or remove these entries"
+    ) -> None:
+        """Report `faults`; `summary` stands behind their number, `advice` says what to do, without a full stop."""
         self.folder = folder
         self.faults = tuple(faults)
         shown = "; ".join(self.faults[:8])
         more = f"; and {len(self.faults) - 8} more" if len(self.faults) > 8 else ""
-        super().__init__(f"{folder}: {len(self.faults)} fault(s): {shown}{more}. Correct or remove these entries.")
+        super().__init__(f"{folder}: {len(self.faults)} fault(s){summary}: {shown}{more}. {advice}.")
+
+
+class BadImage(SupernetError):
+    """An image file cannot be used.
+
+    Attributes:
+        kind: what is wrong with it.
+    """
+
+    def __init__(self, kind: FaultKind, text: str) -> None:
+        self.kind = kind
+        super().__init__(text)
 
 
 class DatasetExists(SupernetError):
