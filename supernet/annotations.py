@@ -205,7 +205,9 @@ def _usable_notes(
                 found.append((again, f"{name} {_REPETITION[again]}"))
             if again is not FaultKind.REPEATED_ANNOTATION:
                 usable.append(use)
-        faults += [Fault(kind, text, _place(note, images, where)) for kind, text in found]
+        image = images[note["image_id"]] if isinstance(note, dict) and _names_image(note, images) else {}
+        place_of = f"{where}, on {image['file_name']}" if image else where
+        faults += [Fault(kind, text, place_of, image.get("id")) for kind, text in found]
     return usable, faults
 
 
@@ -222,13 +224,6 @@ def _repetition(note: Json, seen: dict[int, Json]) -> FaultKind | None:
     if first is note:
         return None
     return FaultKind.REPEATED_ANNOTATION if first == note else FaultKind.ANNOTATION_ID
-
-
-def _place(note: object, images: Mapping[int, Json], where: str) -> str:
-    """Name the annotation file, and the image of an annotation if it has one."""
-    if not isinstance(note, dict) or not _names_image(note, images) or not images[note["image_id"]]:
-        return where
-    return f"{where}, on {images[note['image_id']]['file_name']}"
 
 
 def _names_image(note: Json, images: Mapping[int, Json]) -> bool:

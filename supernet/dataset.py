@@ -12,7 +12,7 @@ from PIL import Image
 
 from supernet.annotations import annotation_path, check_annotations, read_annotations, refuse, without_bad
 from supernet.errors import BadImage
-from supernet.faults import Fault, FaultKind
+from supernet.faults import Fault, FaultKind, causes
 from supernet.image_files import Pixels, check_header, read_image
 
 Json = Mapping[str, Any]
@@ -78,7 +78,7 @@ class CocoDataset:
         self._objects = self._boxes_of_each(checked.coco)
         self._samples: tuple[Sample, ...] | None = None
         self.content_sha256, faults = self._load(keep=self._mib() <= memory_mib)
-        self.left_out = without_bad(folder, (*checked.faults, *faults), drop_bad=drop_bad)
+        self.left_out = without_bad(folder, causes(checked.faults, faults), drop_bad=drop_bad)
         if not self._entries:
             nothing = Fault(FaultKind.NOTHING_LISTED, "no image is left that can be used", annotation_path(split))
             raise refuse(folder, (nothing, *self.left_out))
@@ -157,7 +157,7 @@ def _of_images(coco: Json, entries: Sequence[Json]) -> dict[str, Any]:
 
 def image_fault(fault: BadImage, entry: Json, split: str) -> Fault:
     """Say which entry of a split an image file belongs to that cannot be used."""
-    return Fault(fault.kind, f"image {entry['file_name']}: {fault}", annotation_path(split))
+    return Fault(fault.kind, f"image {entry['file_name']}: {fault}", annotation_path(split), entry["id"])
 
 
 def spread_evenly(count: int, most: int | None) -> range:

@@ -4,8 +4,8 @@ SupernetError
 ├── ParityError         an exported graph computes something else than the module it came from
 ├── BadDataset          annotations or images that cannot be trained on: names each fault
 ├── BadImage            an image file that is missing, damaged or of another size than annotated
-├── BadSource           a foreign data set that cannot be converted: names each fault
 ├── DatasetExists       the folder holds something other than the data set asked for
+├── FolderTaken         the folder of a converted data set holds something already
 ├── BadCheckpoint       a file that is no checkpoint of this version
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
 └── TrainingDiverged    the loss is no longer a number
@@ -82,6 +82,13 @@ class DatasetExists(SupernetError):
         self.folder = folder
         holds = f"the data set {dict(found)}" if found else "no finished data set"
         super().__init__(f"{folder} exists and holds {holds}, not {dict(wanted)}: remove it or choose another folder.")
+
+
+class FolderTaken(SupernetError):
+    """A folder is to be made that holds something already."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} exists and is not an empty folder: remove it or choose another one.")
 
 
 class BadCheckpoint(SupernetError):

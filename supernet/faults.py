@@ -39,11 +39,13 @@ class Fault(NamedTuple):
         kind: what sort of fault it is.
         text: a sentence that names the entry.
         where: the file it stands in, with its line or the image where that helps to find it.
+        image_id: of the image it concerns, in an annotation file.
     """
 
     kind: FaultKind
     text: str
     where: str
+    image_id: int | None = None
 
 
 def remedy(kind: FaultKind) -> str | None:
@@ -69,6 +71,17 @@ def remedy(kind: FaultKind) -> str | None:
             return "taken from the box"
         case _:
             return "left out"
+
+
+def causes(entries: Iterable[Fault], files: Iterable[Fault]) -> tuple[Fault, ...]:
+    """Join the faults of an annotation file and of image files.
+
+    Boxes are judged by the size that the entry of their image says: where that is wrong, they are not.
+    """
+    files = tuple(files)
+    misjudged = {fault.image_id for fault in files if fault.kind is FaultKind.IMAGE_SIZE}
+    judged = tuple(fault for fault in entries if fault.image_id is None or fault.image_id not in misjudged)
+    return (*judged, *files)
 
 
 def counted(faults: Iterable[Fault]) -> dict[str, int]:
