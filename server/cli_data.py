@@ -112,7 +112,11 @@ def convert_data(
     ] = None,
     seed: SeedOption = 0,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy images; by default they are hard links, which take no space.")
+        bool,
+        typer.Option(
+            "--copy",
+            help="Copy images; by default they are hard links, which take no space: one file under two names.",
+        ),
     ] = False,
     drop_bad: DropBadOption = False,
 ) -> None:

@@ -111,7 +111,7 @@ def write_dataset(source: Source, out: Path, *, copy: bool = False, progress: Pr
         progress: told how far it is.
 
     Raises:
-        BadDataset: a split has no image that can be used.
+        BadDataset: a split has no image that can be used, or there is no class.
         FolderTaken: the folder holds something.
     """
     check_free(out)
@@ -119,6 +119,9 @@ def write_dataset(source: Source, out: Path, *, copy: bool = False, progress: Pr
         if not images:
             nothing = Fault(FaultKind.NOTHING_LISTED, f"no image of {split} can be used", split)
             raise refuse(source.folder, (nothing, *source.faults))
+    if not _classes(source):
+        nothing = Fault(FaultKind.NOTHING_LISTED, "no image shows any object, so there is no class", "annotations")
+        raise refuse(source.folder, (nothing, *source.faults))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from supernet.annotations import annotation_path, check_annotations, read_annotations, refuse, without_bad
-from supernet.errors import BadImage
+from supernet.errors import BadDataset, BadImage
 from supernet.faults import Fault, FaultKind, causes
 from supernet.image_files import Pixels, check_header, read_image
 
@@ -91,11 +91,20 @@ class CocoDataset:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one sample."""
+        """Return one sample.
+
+        Raises:
+            BadDataset: the image is not kept in memory and its file, sound by its header, cannot be read.
+        """
         if self._samples is not None:
             return self._samples[index]
         entry = self._entries[index]
-        return self._sample(entry, read_image(self._path(entry), _size(entry)))
+        try:
+            pixels = read_image(self._path(entry), _size(entry))
+        except BadImage as fault:
+            advice = f"Its header was sound when the data set was opened; `heatnas data check {self.folder}` reads all"
+            raise BadDataset(self.folder, [image_fault(fault, entry, self.split).text], advice=advice) from fault
+        return self._sample(entry, pixels)
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the samples in the order of the file."""

@@ -76,7 +76,15 @@ def on_base_install(*arguments: str | Path) -> "subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["thin", "--help"], ["table", "--help"], ["data", "convert", "--help"]]
+    "command",
+    [
+        ["--help"],
+        ["thin", "--help"],
+        ["table", "--help"],
+        ["data", "make", "--help"],
+        ["data", "check", "--help"],
+        ["data", "convert", "--help"],
+    ],
 )
 def test_help_needs_no_extra(command: list[str]) -> None:
     done = on_base_install(*command)

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from supernet.annotations import check_annotations
 from supernet.dataset import CocoDataset
@@ -191,6 +192,16 @@ def test_without_any_usable_image_there_is_nothing_to_go_on_with(tmp_path: Path)
     with pytest.raises(BadDataset, match=r"5 fault.*no image is left that can be used") as caught:
         CocoDataset(folder, "val", image=None, drop_bad=True)
     assert "--drop-bad" not in str(caught.value)
+
+
+def test_an_image_that_breaks_behind_its_header_is_named_when_it_is_read(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "data", "val")
+    path = folder / "val" / "2.png"
+    Image.effect_noise((40, 20), 90).save(path)
+    path.write_bytes(path.read_bytes()[:300])
+    data = CocoDataset(folder, "val", image=None, memory_mib=0)
+    with pytest.raises(BadDataset, match=r"1 fault\(s\): image 2\.png: .*`heatnas data check .*` reads all\."):
+        list(data)
 
 
 def test_bad_categories_are_refused_even_so(tmp_path: Path) -> None:

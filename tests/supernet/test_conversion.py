@@ -380,6 +380,13 @@ def test_a_conversion_that_is_interrupted_leaves_nothing(yolo: Path, tmp_path: P
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_source_without_any_object_has_no_classes(tmp_path: Path) -> None:
+    folder = _one_voc(tmp_path / "voc", voc_text((40, 20), []))
+    source = read(folder)
+    with pytest.raises(BadDataset, match="no image shows any object, so there is no class"):
+        write_dataset(source, tmp_path / "out")
+
+
 def test_a_split_without_usable_images_is_refused_with_its_faults(yolo: Path, tmp_path: Path) -> None:
     for path in (yolo / "images" / "val").iterdir():
         path.write_bytes(b"no picture")
