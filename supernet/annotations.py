@@ -205,9 +205,10 @@ def _usable_notes(
                 found.append((again, f"{name} {_REPETITION[again]}"))
             if again is not FaultKind.REPEATED_ANNOTATION:
                 usable.append(use)
-        image = images[note["image_id"]] if isinstance(note, dict) and _names_image(note, images) else {}
-        place_of = f"{where}, on {image['file_name']}" if image else where
-        faults += [Fault(kind, text, place_of, image.get("id")) for kind, text in found]
+        if found:
+            image = images[note["image_id"]] if isinstance(note, dict) and _names_image(note, images) else {}
+            place_of = f"{where}, on {image['file_name']}" if image else where
+            faults += [Fault(kind, text, place_of, image.get("id")) for kind, text in found]
     return usable, faults
 
 
@@ -272,7 +273,7 @@ def _is_number(value: object) -> bool:
 
 def _is_whole(value: object) -> bool:
     """Tell whether a value is an integer, written with a decimal point or not."""
-    return _is_number(value) and float(cast("float", value)).is_integer()
+    return _is_number(value) and (isinstance(value, int) or cast("float", value).is_integer())
 
 
 def _short(value: object) -> str:
