@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from server.cli_data import data_app
 from server.cli_detectors import evaluate, macs, train
 from server.cli_options import (
     DEFAULT_DATA,
@@ -46,7 +47,8 @@ EXTRA_OF = {
         "server",
     ),
     **dict.fromkeys(
-        ("torch", "onnx", "onnxscript", "safetensors", "pycocotools", "PIL", "matplotlib", "tensorboard"), "train"
+        ("torch", "onnx", "onnxscript", "safetensors", "pycocotools", "PIL", "matplotlib", "tensorboard", "yaml"),
+        "train",
     ),
     "psycopg": "postgres",
 }
@@ -60,7 +62,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-data_app = typer.Typer(help="Data sets that the product makes itself.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(table_app, name="table")
 app.command()(macs)
@@ -309,36 +310,6 @@ def spaces() -> None:
         low, high = (gmacs(space.blocks(config)) for config in (space.smallest(), space.largest()))
         rows.append((name, inputs, f"{low:.3f}", f"{high:.3f}", str(len(space.all_blocks()))))
     typer.echo(table(("space", "input sizes", "smallest GMACs", "largest GMACs", "table rows"), rows))
-
-
-@data_app.command("make")
-def make_data(
-    folder: Annotated[Path, typer.Argument(help="Folder to make; it must not hold anything else.")],
-    *,
-    images: Annotated[int, typer.Option(min=1, help="Training images.")] = 1200,
-    held_out: Annotated[int, typer.Option(min=1, help="Validation images.")] = 160,
-    size: Annotated[int, typer.Option(min=48, help="Side of the square images, in pixels.")] = 192,
-    seed: SeedOption = 0,
-) -> None:
-    """Draw a detection data set in COCO format: textured shapes, the same for the same seed.
-
-    Example: `heatnas data make shapes --images 1200 --seed 0`
-    """
-    from rich.progress import Progress  # noqa: PLC0415
-
-    from supernet.procedural import make_dataset  # noqa: PLC0415
-
-    with Progress(transient=True) as bar:
-        drawing = bar.add_task("drawing", total=images + held_out)
-        make_dataset(
-            folder,
-            images=images,
-            size=size,
-            seed=seed,
-            held_out=held_out,
-            progress=lambda done, _: bar.update(drawing, completed=done),
-        )
-    typer.echo(f"{images} training and {held_out} validation images in {folder}")
 
 
 def missing_module(error: ModuleNotFoundError) -> str:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from server.cli_options import ImageOption, JsonOption, SeedOption, SpaceOption, fail, input_size
-from server.cli_training import TrainingTeller, evaluation_text
+from server.cli_options import DropBadOption, ImageOption, JsonOption, SeedOption, SpaceOption, fail, input_size
+from server.cli_training import TrainingTeller, evaluation_text, left_out_text
 from server.cli_training_options import (
     BatchOption,
     DropPathOption,
@@ -94,6 +94,7 @@ def train(
     precision: PrecisionOption = "auto",
     seed: SeedOption = 0,
     workers: WorkersOption = 0,
+    drop_bad: DropBadOption = False,
 ) -> None:
     """Train a detector on a data set in COCO format.
 
@@ -106,6 +107,7 @@ def train(
     from server.detectors import choose  # noqa: PLC0415
     from supernet.dataset import CocoDataset  # noqa: PLC0415
     from supernet.detector_training import Splits, train_detector  # noqa: PLC0415
+    from supernet.faults import counted  # noqa: PLC0415
     from supernet.processes import joined  # noqa: PLC0415
     from supernet.recipe import named_recipe  # noqa: PLC0415
 
@@ -123,13 +125,15 @@ def train(
             }
         )
     )
-    training = CocoDataset(data, "train", image=None)
+    training = CocoDataset(data, "train", image=None, drop_bad=drop_bad)
     chosen_space, chosen = choose(config, space, input_size(image), stride=stride, classes=len(training.classes))
-    held_out = CocoDataset(data, "val", image=chosen.image)
+    held_out = CocoDataset(data, "val", image=chosen.image, drop_bad=drop_bad)
     if held_out.classes != training.classes:
         fail(f"{data}: val has the classes {held_out.classes}, train {training.classes}: give both the same")
     with joined() as processes:
         teller = TrainingTeller(evaluation_text, sys.stdout if processes.is_first else None)
+        for split in (training, held_out):
+            teller.left_out(split.split, counted(split.left_out))
         teller.begin(chosen_space, chosen, len(training), len(held_out), chosen_recipe.epochs)
         teller.schedule(chosen_recipe, len(training))
         trained = train_detector(
@@ -156,6 +160,7 @@ def evaluate(
     *,
     split: Annotated[str, typer.Option(help="Split to score on.")] = "val",
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime, for an .onnx file.")] = 1,
+    drop_bad: DropBadOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score a detector on a data set, as COCO does.
@@ -164,8 +169,10 @@ def evaluate(
     """
     from supernet.scoring import score_file  # noqa: PLC0415
 
-    found = score_file(detector, data, split, threads=threads)
+    found = score_file(detector, data, split, threads=threads, drop_bad=drop_bad)
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json")))
-    else:
-        typer.echo(evaluation_text(found))
+        return
+    if found.left_out:
+        typer.echo(left_out_text(split, found.left_out))
+    typer.echo(evaluation_text(found))

@@ -58,6 +58,14 @@ ImageOption = Annotated[
         metavar="HxW", help="Input size, such as 320x320; default: the largest of the space.", show_default=False
     ),
 ]
+DropBadOption = Annotated[
+    bool,
+    typer.Option(
+        "--drop-bad",
+        help="Go on without bad images and boxes, and say what was left out; boxes partly outside are clipped. By "
+        "default they are refused.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

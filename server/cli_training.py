@@ -70,6 +70,11 @@ class TrainingTeller(Generic[S]):
         if origin.left_over:
             self._say(f"{origin.left_over} of the file left over ({_counted(found.left_over)})")
 
+    def left_out(self, split: str, counts: dict[str, int]) -> None:
+        """Say which bad entries of a split are left out, if any are."""
+        if counts:
+            self._say(left_out_text(split, counts))
+
     def progress(self, progress: "Progress") -> None:
         """Say how far it is, not too often."""
         now = time.monotonic()
@@ -98,6 +103,13 @@ class TrainingTeller(Generic[S]):
         if self._out is not None:
             self._out.write(f"\r\x1b[K{text}\n" if self._moves else f"{text}\n")
             self._out.flush()
+
+
+def left_out_text(split: str, counts: dict[str, int]) -> str:
+    """Say on one line which bad entries of a split are left out, counted by kind."""
+    from supernet.faults import remedied  # noqa: PLC0415
+
+    return f"bad entries of {split}: {remedied(counts)}"
 
 
 def evaluation_text(found: "Evaluation") -> str:

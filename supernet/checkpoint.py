@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import Discriminator, TypeAdapter, ValidationError
+from pydantic import Discriminator, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -114,10 +114,12 @@ class DetectorHeader(RunHeader):
     Attributes:
         kind: tells it from other checkpoints.
         category_ids: the id of each class in the data set.
+        left_out: bad entries of the training split that were left out or clipped, counted by kind.
     """
 
     kind: Literal["detector"] = "detector"
     category_ids: tuple[int, ...]
+    left_out: dict[str, int] = Field(default_factory=dict)
 
 
 class BackboneHeader(RunHeader):

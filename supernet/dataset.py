@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from supernet.errors import BadDataset
+from supernet.annotations import annotation_path, check_annotations, read_annotations, refuse, without_bad
+from supernet.errors import BadDataset, BadImage
+from supernet.faults import Fault, FaultKind, causes
+from supernet.image_files import Pixels, check_header, read_image
 
-Pixels = NDArray[np.uint8]
-
-OUTSIDE_PX = 1.0
-"""How far a box may stick out of its image: rounding; such boxes are clipped."""
-
+Json = Mapping[str, Any]
 
 MEMORY_MIB = 2048.0
 """Images that take more than this are not kept in memory."""
@@ -44,6 +42,7 @@ class CocoDataset:
     is computed. Crowd regions are no training objects; evaluation ignores what lies in them, as COCO does.
     With `most`, all annotations are checked but only so many images are read, spread evenly over the split.
     Images are kept in memory if they fit; more are checked by their headers and read each time they are asked for.
+    Bad entries are refused, all at once; with `drop_bad` they are left out and boxes partly outside are clipped.
 
     Attributes:
         folder: where it lies.
@@ -51,9 +50,10 @@ class CocoDataset:
         image: height and width of every sample, in pixels; None where samples keep their original size.
         classes: names of the categories, ordered by category id; the index is the label.
         category_ids: the id of each class.
-        ground_truth: the annotations of the samples, as the file has them.
+        ground_truth: the annotations of the samples, as the file has them, without what was left out.
         image_ids: COCO id of each sample.
         scales: original width and height over those of the sample (n, 2).
+        left_out: what was wrong and is left out or clipped.
         content_sha256: hash of boxes, classes and images at their original size: of their pixels, or where they are not
             kept in memory, of the names and sizes of their files.
     """
@@ -66,71 +66,90 @@ class CocoDataset:
         image: tuple[int, int] | None,
         most: int | None = None,
         memory_mib: float = MEMORY_MIB,
+        drop_bad: bool = False,
     ) -> None:
         self.folder, self.split, self.image = folder, split, image
-        self.ground_truth = _with_images(_read_annotations(folder, split), most)
-        categories = sorted(self.ground_truth["categories"], key=lambda category: int(category["id"]))
+        checked = check_annotations(read_annotations(folder, split), annotation_path(split))
+        categories = sorted(checked.coco["categories"], key=lambda category: int(category["id"]))
         self.classes = tuple(str(category["name"]) for category in categories)
         self.category_ids = tuple(int(category["id"]) for category in categories)
-        self.image_ids = tuple(int(entry["id"]) for entry in self.ground_truth["images"])
-        self._entries = tuple(self.ground_truth["images"])
-        self._objects = self._boxes_of_each()
-        self.scales = np.array([self._scale(entry) for entry in self._entries], dtype=np.float32).reshape(-1, 2)
+        listed = checked.coco["images"]
+        self._entries = tuple(listed[index] for index in spread_evenly(len(listed), most))
+        self._objects = self._boxes_of_each(checked.coco)
         self._samples: tuple[Sample, ...] | None = None
-        self._samples, self.content_sha256 = self._load(keep=self._mib() <= memory_mib)
+        self.content_sha256, faults = self._load(keep=self._mib() <= memory_mib)
+        self.left_out = without_bad(folder, causes(checked.faults, faults), drop_bad=drop_bad)
+        if not self._entries:
+            nothing = Fault(FaultKind.NOTHING_LISTED, "no image is left that can be used", annotation_path(split))
+            raise refuse(folder, (nothing, *self.left_out))
+        self.ground_truth = _of_images(checked.coco, self._entries)
+        self.image_ids = tuple(int(entry["id"]) for entry in self._entries)
+        self.scales = np.array([self._scale(entry) for entry in self._entries], dtype=np.float32).reshape(-1, 2)
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one sample."""
+        """Return one sample.
+
+        Raises:
+            BadDataset: the image is not kept in memory and its file, sound by its header, cannot be read.
+        """
         if self._samples is not None:
             return self._samples[index]
-        return self._sample(index, _read_image(self._path(index), self._entries[index]))
+        entry = self._entries[index]
+        try:
+            pixels = read_image(self._path(entry), _size(entry))
+        except BadImage as fault:
+            advice = f"Its header was sound when the data set was opened; `heatnas data check {self.folder}` reads all"
+            raise BadDataset(self.folder, [image_fault(fault, entry, self.split).text], advice=advice) from fault
+        return self._sample(entry, pixels)
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the samples in the order of the file."""
         return (self[index] for index in range(len(self)))
 
-    def _load(self, *, keep: bool) -> tuple[tuple[Sample, ...] | None, str]:
-        """Check every image; return the samples if they are to be kept, and the content hash."""
+    def _load(self, *, keep: bool) -> tuple[str, tuple[Fault, ...]]:
+        """Check every image and leave out the bad ones; return the content hash and what is wrong."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
-        samples, faults = [], []
-        for index, entry in enumerate(self._entries):
+        usable, samples, faults = [], [], []
+        for entry in self._entries:
+            path = self._path(entry)
             try:
                 if keep:
-                    pixels = _read_image(self._path(index), entry)
-                    samples.append(self._sample(index, pixels))
+                    pixels = read_image(path, _size(entry))
+                    samples.append(self._sample(entry, pixels))
                     digest.update(np.ascontiguousarray(pixels).tobytes())
                 else:
-                    digest.update(_check_image(self._path(index), entry).encode())
-            except (OSError, ValueError) as fault:
-                faults.append(f"image {entry['file_name']}: {fault}")
+                    digest.update(f"{entry['file_name']} {check_header(path, _size(entry))}".encode())
+            except BadImage as fault:
+                faults.append(image_fault(fault, entry, self.split))
                 continue
-            for part in self._objects[index]:
+            usable.append(entry)
+            for part in self._objects[entry["id"]]:
                 digest.update(part.tobytes())
-        if faults:
-            raise BadDataset(self.folder, faults)
-        return tuple(samples) if keep else None, digest.hexdigest()
+        self._entries = tuple(usable)
+        self._samples = tuple(samples) if keep else None
+        return digest.hexdigest(), tuple(faults)
 
-    def _sample(self, index: int, pixels: Pixels) -> Sample:
-        boxes, labels = self._objects[index]
+    def _sample(self, entry: Json, pixels: Pixels) -> Sample:
+        boxes, labels = self._objects[entry["id"]]
         resized = pixels if self.image is None else _resized(pixels, self.image)
-        return Sample(resized, _shrunk(boxes, self.scales[index]), labels)
+        return Sample(resized, _shrunk(boxes, np.array(self._scale(entry), dtype=np.float32)), labels)
 
-    def _boxes_of_each(self) -> tuple[tuple[NDArray[np.float32], NDArray[np.int64]], ...]:
-        objects = _objects_by_image(self.ground_truth)
+    def _boxes_of_each(self, coco: Json) -> dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        objects = _objects_by_image(coco)
         labels = {category: label for label, category in enumerate(self.category_ids)}
-        return tuple(_boxes(objects.get(int(entry["id"]), []), entry, labels) for entry in self._entries)
+        return {entry["id"]: _boxes(objects.get(entry["id"], []), entry, labels) for entry in self._entries}
 
-    def _scale(self, entry: Mapping[str, Any]) -> tuple[float, float]:
+    def _scale(self, entry: Json) -> tuple[float, float]:
         if self.image is None:
             return 1.0, 1.0
         return entry["width"] / self.image[1], entry["height"] / self.image[0]
 
-    def _path(self, index: int) -> Path:
-        return self.folder / self.split / str(self._entries[index]["file_name"])
+    def _path(self, entry: Json) -> Path:
+        return self.folder / self.split / str(entry["file_name"])
 
     def _mib(self) -> float:
         """Return what all samples take in memory."""
@@ -138,34 +157,16 @@ class CocoDataset:
         return sum(3 * height * width for height, width in sides) / 2**20
 
 
-def _read_annotations(folder: Path, split: str) -> dict[str, Any]:
-    path = folder / "annotations" / f"{split}.json"
-    try:
-        found = json.loads(path.read_text())
-    except OSError as fault:
-        raise BadDataset(folder, [f"annotations/{split}.json cannot be read ({fault.strerror})"]) from fault
-    except json.JSONDecodeError as fault:
-        raise BadDataset(folder, [f"annotations/{split}.json is not JSON ({fault})"]) from fault
-    missing = [
-        key for key in ("images", "annotations", "categories") if not isinstance(found, dict) or key not in found
-    ]
-    if missing:
-        raise BadDataset(folder, [f"annotations/{split}.json lacks {', '.join(missing)}: it is not in COCO format"])
-    faults = [*_image_faults(found), *_object_faults(found)]
-    if faults:
-        raise BadDataset(folder, faults)
-    return dict(found)
+def _of_images(coco: Json, entries: Sequence[Json]) -> dict[str, Any]:
+    """Keep some images, and what is annotated on them."""
+    kept = {entry["id"] for entry in entries}
+    notes = [note for note in coco["annotations"] if note["image_id"] in kept]
+    return {**coco, "images": list(entries), "annotations": notes}
 
 
-def _with_images(found: dict[str, Any], most: int | None) -> dict[str, Any]:
-    """Keep at most so many images, spread evenly, and what is annotated on them."""
-    images = [found["images"][index] for index in spread_evenly(len(found["images"]), most)]
-    kept = {entry["id"] for entry in images}
-    return {
-        **found,
-        "images": images,
-        "annotations": [note for note in found["annotations"] if note["image_id"] in kept],
-    }
+def image_fault(fault: BadImage, entry: Json, split: str) -> Fault:
+    """Say which entry of a split an image file belongs to that cannot be used."""
+    return Fault(fault.kind, f"image {entry['file_name']}: {fault}", annotation_path(split), entry["id"])
 
 
 def spread_evenly(count: int, most: int | None) -> range:
@@ -175,53 +176,15 @@ def spread_evenly(count: int, most: int | None) -> range:
     return range(0, count, max(1, count // most))[:most]
 
 
-def _image_faults(found: Mapping[str, Any]) -> Iterator[str]:
-    if not found["images"]:
-        yield "no image is listed"
-    if not found["categories"]:
-        yield "no category is listed"
-    seen: set[int] = set()
-    for entry in found["images"]:
-        if entry["id"] in seen:
-            yield f"image id {entry['id']} occurs twice"
-        seen.add(entry["id"])
-
-
-def _object_faults(found: Mapping[str, Any]) -> Iterator[str]:
-    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in found["images"]}
-    categories = {category["id"] for category in found["categories"]}
-    for note in found["annotations"]:
-        name = f"annotation {note['id']}"
-        if note["image_id"] not in sizes:
-            yield f"{name} belongs to the unknown image {note['image_id']}"
-        elif note["category_id"] not in categories:
-            yield f"{name} has the unknown category {note['category_id']}"
-        else:
-            yield from (f"{name} {fault}" for fault in _box_faults(note["bbox"], sizes[note["image_id"]]))
-
-
-def _box_faults(box: list[float], size: tuple[int, int]) -> Iterator[str]:
-    if len(box) != 4 or not np.isfinite(np.asarray(box, dtype=float)).all():
-        yield f"has the box {box}, not four finite numbers"
-        return
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        yield f"has the empty box {box}: width and height must be positive"
-    elif x < -OUTSIDE_PX or y < -OUTSIDE_PX or x + width > size[0] + OUTSIDE_PX or y + height > size[1] + OUTSIDE_PX:
-        yield f"has the box {box} outside its image of {size[0]}x{size[1]}"
-
-
-def _objects_by_image(found: Mapping[str, Any]) -> dict[int, list[Mapping[str, Any]]]:
-    objects: dict[int, list[Mapping[str, Any]]] = {}
-    for note in found["annotations"]:
+def _objects_by_image(coco: Json) -> dict[int, list[Json]]:
+    objects: dict[int, list[Json]] = {}
+    for note in coco["annotations"]:
         if not note.get("iscrowd", 0):
             objects.setdefault(int(note["image_id"]), []).append(note)
     return objects
 
 
-def _boxes(
-    notes: list[Mapping[str, Any]], entry: Mapping[str, Any], labels: Mapping[int, int]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _boxes(notes: list[Json], entry: Json, labels: Mapping[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     corners = np.array([note["bbox"] for note in notes], dtype=np.float32).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     limits = np.array((entry["width"], entry["height"]) * 2, dtype=np.float32)
@@ -234,29 +197,8 @@ def _shrunk(boxes: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[n
     return shrunk
 
 
-def _read_image(path: Path, entry: Mapping[str, Any]) -> Pixels:
-    with _opened(path, entry) as picture:
-        pixels: Pixels = np.asarray(picture.convert("RGB"))
-    return pixels
-
-
-def _check_image(path: Path, entry: Mapping[str, Any]) -> str:
-    """Check an image by its header; return its name and the bytes it takes."""
-    with _opened(path, entry):
-        return f"{entry['file_name']} {path.stat().st_size}"
-
-
-@contextmanager
-def _opened(path: Path, entry: Mapping[str, Any]) -> Iterator[Image.Image]:
-    try:
-        picture = Image.open(path)
-    except FileNotFoundError as fault:
-        raise OSError(f"{path} is missing") from fault
-    with picture:
-        width, height = picture.size
-        if (width, height) != (entry["width"], entry["height"]):
-            raise ValueError(f"is {width}x{height}, its entry says {entry['width']}x{entry['height']}")
-        yield picture
+def _size(entry: Json) -> tuple[int, int]:
+    return entry["width"], entry["height"]
 
 
 def _resized(pixels: Pixels, image: tuple[int, int]) -> Pixels:

@@ -17,6 +17,7 @@ from supernet.curves import DETECTOR_CHART, Row
 from supernet.dataset import CocoDataset
 from supernet.detector import HeatDETR
 from supernet.evaluation import Evaluation, evaluate_module
+from supernet.faults import counted
 from supernet.layers.drop_path import set_drop_path
 from supernet.layers.global_attention import set_sparsity
 from supernet.layers.head import RawPrediction
@@ -101,6 +102,7 @@ def train_detector(
         recipe=recipe.model_dump(mode="json"),
         data=data.name,
         data_sha256=data.train.content_sha256,
+        left_out=counted(data.train.left_out),
         version=version("heatnas"),
         origin=None if taken is None else taken.origin,
     )

@@ -3,7 +3,9 @@
 SupernetError
 ├── ParityError         an exported graph computes something else than the module it came from
 ├── BadDataset          annotations or images that cannot be trained on: names each fault
+├── BadImage            an image file that is missing, damaged or of another size than annotated
 ├── DatasetExists       the folder holds something other than the data set asked for
+├── FolderTaken         the folder of a converted data set holds something already
 ├── BadCheckpoint       a file that is no checkpoint of this version
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
 ├── NothingInCommon     weights to start from, of which none fits
@@ -13,6 +15,8 @@ SupernetError
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from supernet.faults import FaultKind
 
 
 class SupernetError(Exception):
@@ -46,12 +50,27 @@ class BadDataset(SupernetError):
         faults: one sentence for each fault, in the order found.
     """
 
-    def __init__(self, folder: Path, faults: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, faults: Sequence[str], *, summary: str = "", advice: str = "Correct or remove these entries"
+    ) -> None:
+        """Report `faults`; `summary` stands behind their number, `advice` says what to do, without a full stop."""
         self.folder = folder
         self.faults = tuple(faults)
         shown = "; ".join(self.faults[:8])
         more = f"; and {len(self.faults) - 8} more" if len(self.faults) > 8 else ""
-        super().__init__(f"{folder}: {len(self.faults)} fault(s): {shown}{more}. Correct or remove these entries.")
+        super().__init__(f"{folder}: {len(self.faults)} fault(s){summary}: {shown}{more}. {advice}.")
+
+
+class BadImage(SupernetError):
+    """An image file cannot be used.
+
+    Attributes:
+        kind: what is wrong with it.
+    """
+
+    def __init__(self, kind: FaultKind, text: str) -> None:
+        self.kind = kind
+        super().__init__(text)
 
 
 class DatasetExists(SupernetError):
@@ -65,6 +84,13 @@ class DatasetExists(SupernetError):
         self.folder = folder
         holds = f"the data set {dict(found)}" if found else "no finished data set"
         super().__init__(f"{folder} exists and holds {holds}, not {dict(wanted)}: remove it or choose another folder.")
+
+
+class FolderTaken(SupernetError):
+    """A folder is to be made that holds something already."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} exists and is not an empty folder: remove it or choose another one.")
 
 
 class BadCheckpoint(SupernetError):

@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pydantic import Field
 from torch import Tensor
 
 from nas.values import Value
 from supernet.dataset import CocoDataset
+from supernet.faults import counted
 from supernet.layers.head import RawPrediction, decode, score
 from supernet.postprocess import Detections, Floats, detect
 
@@ -37,6 +39,7 @@ class Evaluation(Value):
         objects: annotated objects among them, crowds left out.
         detections: detections scored.
         data_sha256: content hash of the split.
+        left_out: bad entries of the split that were left out or clipped, counted by kind.
     """
 
     ap: float | None
@@ -50,6 +53,7 @@ class Evaluation(Value):
     objects: int
     detections: int
     data_sha256: str
+    left_out: dict[str, int] = Field(default_factory=dict)
 
 
 def evaluate_onnx(onnx: bytes, data: CocoDataset, *, threads: int = 1) -> Evaluation:
@@ -119,6 +123,7 @@ def score_detections(found: list[Detections], data: CocoDataset) -> Evaluation:
         objects=sum(not note.get("iscrowd", 0) for note in data.ground_truth["annotations"]),
         detections=len(results),
         data_sha256=data.content_sha256,
+        left_out=counted(data.left_out),
     )
 
 

@@ -10,8 +10,10 @@ from supernet.errors import BadCheckpoint
 from supernet.evaluation import Evaluation, evaluate_module, evaluate_onnx
 
 
-def score_file(path: Path, data: Path, split: str, *, threads: int = 1) -> Evaluation:
+def score_file(path: Path, data: Path, split: str, *, threads: int = 1, drop_bad: bool = False) -> Evaluation:
     """Score the detector in a `.safetensors` checkpoint, in PyTorch, or in an `.onnx` file, in ONNX Runtime.
+
+    With `drop_bad`, the score is taken without the bad entries of the split.
 
     Raises:
         BadCheckpoint: the file is none of the two, or its classes are not those of the data.
@@ -20,15 +22,15 @@ def score_file(path: Path, data: Path, split: str, *, threads: int = 1) -> Evalu
     match path.suffix:
         case ".safetensors":
             detector, header = load_detector(path)
-            found = CocoDataset(data, split, image=header.config.image)
+            found = CocoDataset(data, split, image=header.config.image, drop_bad=drop_bad)
             if found.classes != header.classes:
                 raise BadCheckpoint(
                     path, f"it tells {', '.join(header.classes)} apart, {data} has {', '.join(found.classes)}"
                 )
             return evaluate_module(detector, detector.head.anchors, found)
         case ".onnx":
-            image = _input_size(path)
-            return evaluate_onnx(path.read_bytes(), CocoDataset(data, split, image=image), threads=threads)
+            found = CocoDataset(data, split, image=_input_size(path), drop_bad=drop_bad)
+            return evaluate_onnx(path.read_bytes(), found, threads=threads)
         case _:
             raise BadCheckpoint(path, "its name ends neither in .safetensors nor in .onnx")
 

@@ -45,7 +45,7 @@ main()
 
 EXTRAS = (
     "sqlalchemy", "alembic", "dbos", "fastapi", "starlette", "uvicorn", "pydantic_settings", "scipy", "optuna",
-    "jinja2", "plotly", "torch", "onnx", "onnxscript", "safetensors", "pycocotools", "PIL", "psycopg",
+    "jinja2", "plotly", "torch", "onnx", "onnxscript", "safetensors", "pycocotools", "PIL", "psycopg", "yaml",
 )  # fmt: skip
 """What a base install does not have."""
 
@@ -75,7 +75,17 @@ def on_base_install(*arguments: str | Path) -> "subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.parametrize("command", [["--help"], ["thin", "--help"], ["table", "--help"], ["data", "make", "--help"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["thin", "--help"],
+        ["table", "--help"],
+        ["data", "make", "--help"],
+        ["data", "check", "--help"],
+        ["data", "convert", "--help"],
+    ],
+)
 def test_help_needs_no_extra(command: list[str]) -> None:
     done = on_base_install(*command)
     assert (done.returncode, done.stderr) == (0, "")

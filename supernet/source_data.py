@@ -1,0 +1,141 @@
+"""What the readers of foreign data sets have in common: images with boxes in pixels, and the faults they found."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from supernet.annotations import box_fault, clipped
+from supernet.faults import Fault, FaultKind
+from supernet.image_files import SIDEWAYS, opened, orientation
+
+SourceFormat = Literal["voc", "yolo"]
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how many images are, and how many there are."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+DECIMALS = 3
+"""Boxes are kept to a thousandth of a pixel: six digits of a normalised coordinate hold no more."""
+
+READERS = min(8, os.cpu_count() or 1)
+"""Images decoded at once."""
+
+
+class SourceBox(NamedTuple):
+    """One object.
+
+    Attributes:
+        name: its class.
+        box: x, y, width, height in pixels.
+        is_crowd: it is neither trained on nor counted as missed.
+    """
+
+    name: str
+    box: list[float]
+    is_crowd: bool = False
+
+
+class SourceImage(NamedTuple):
+    """One image with its objects.
+
+    Attributes:
+        path: of the file.
+        size: width and height, in which the boxes are meant.
+        is_turned: the file becomes upright, as the boxes have it, only when it is turned as its EXIF data say.
+        boxes: its objects.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    is_turned: bool
+    boxes: tuple[SourceBox, ...]
+
+
+class Source(NamedTuple):
+    """A foreign data set.
+
+    Attributes:
+        folder: where it lies.
+        format: how it is written.
+        classes: names, in the order of their labels; None where the boxes alone say them.
+        splits: the images of each split; without `val`, one is to be split off.
+        faults: what is wrong in it; the bad entries are not in `splits`.
+        remarks: what is no fault but worth knowing.
+    """
+
+    folder: Path
+    format: SourceFormat
+    classes: tuple[str, ...] | None
+    splits: dict[str, tuple[SourceImage, ...]]
+    faults: tuple[Fault, ...]
+    remarks: tuple[str, ...]
+
+
+Entry = TypeVar("Entry")
+
+
+def read_images(
+    splits: Mapping[str, Sequence[Entry]],
+    read: Callable[[Entry], tuple[SourceImage | None, list[Fault]]],
+    progress: Progress,
+) -> tuple[dict[str, tuple[SourceImage, ...]], list[Fault]]:
+    """Read the entries of every split, some at once, in their order."""
+    found: dict[str, tuple[SourceImage, ...]] = {}
+    faults: list[Fault] = []
+    with ThreadPoolExecutor(READERS) as pool:
+        for split, entries in splits.items():
+            images = []
+            for done, (image, wrong) in enumerate(pool.map(read, entries), start=1):
+                images += [image] if image is not None else []
+                faults += wrong
+                progress(f"reading {split}", done, len(entries))
+            found[split] = tuple(images)
+    return found, faults
+
+
+def apart(splits: dict[str, list[Path]], folder: Path) -> tuple[dict[str, list[Path]], list[Fault]]:
+    """Keep each file in the last split that names it; return the splits and the faults."""
+    faults = []
+    kept: dict[str, list[Path]] = {}
+    later: dict[Path, str] = {}
+    for split in reversed(splits):
+        files = list(dict.fromkeys(splits[split]))
+        both = [path for path in files if path in later]
+        faults += [
+            Fault(FaultKind.SHARED_IMAGE, f"is in {split} and in {later[path]}", shown(path, folder)) for path in both
+        ]
+        kept[split] = [path for path in files if path not in later]
+        later |= dict.fromkeys(kept[split], split)
+    return dict(reversed(kept.items())), faults
+
+
+def upright_size(path: Path) -> tuple[tuple[int, int], tuple[int, int], bool]:
+    """Read an image file in full; return its size as stored, its size upright, and whether it has to be turned.
+
+    Raises:
+        BadImage: it is missing or cannot be read.
+    """
+    with opened(path) as picture:
+        turn = orientation(picture)
+        picture.load()
+        return picture.size, picture.size[::-1] if turn >= SIDEWAYS else picture.size, turn != 1
+
+
+def placed(
+    box: Sequence[float], size: tuple[int, int], name: str, where: str
+) -> tuple[list[float] | None, list[Fault]]:
+    """Clip a box x, y, width, height to its image; return it, unless nothing is left, and what was wrong with it."""
+    rounded = [round(side, DECIMALS) for side in box]
+    wrong = box_fault(rounded, size)
+    faults = [] if wrong is None else [Fault(wrong[0], f"{name} {wrong[1]}", where)]
+    if wrong is not None and wrong[0] is not FaultKind.BOX_PARTLY_OUTSIDE:
+        return None, faults
+    return [round(side, DECIMALS) for side in clipped(rounded, size)], faults
+
+
+def shown(path: Path, folder: Path) -> str:
+    """Write a path as seen from the data set."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

@@ -1,0 +1,237 @@
+"""Data sets as YOLO trainers read them: a YAML file with names and splits, images/, labels/ of `class cx cy w h`.
+
+Coordinates are shares of the upright image. A line of more numbers is a polygon, of which the box around it counts.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from supernet.errors import BadDataset, BadImage
+from supernet.faults import Fault, FaultKind
+from supernet.source_data import (
+    IMAGE_SUFFIXES,
+    Progress,
+    Source,
+    SourceBox,
+    SourceImage,
+    apart,
+    placed,
+    read_images,
+    shown,
+    upright_size,
+)
+
+Json = Mapping[str, Any]
+
+KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""What the splits are called in the YAML file."""
+
+
+def is_yolo(source: Path) -> bool:
+    """Tell whether a path is the YAML file of a data set, or a folder that has one.
+
+    Raises:
+        BadDataset: a YAML file cannot be read, or several describe a data set.
+    """
+    return _description(source) is not None
+
+
+def read_yolo(source: Path, progress: Progress = lambda *_: None) -> Source:
+    """Read a data set from its folder or its YAML file; an image without a label file is background.
+
+    Raises:
+        BadDataset: the YAML file does not say where the images are and what the classes are called.
+    """
+    path = _description(source)
+    if path is None:
+        raise BadDataset(source, ["no YAML file with names and train here"], advice="Name the folder of data.yaml")
+    said = _loaded(path)
+    folder = path.parent
+    classes = _classes(said, path)
+    lists: dict[str, list[Path]] = {}
+    faults: list[Fault] = []
+    remarks: list[str] = []
+    for split, keys in KEYS.items():
+        key = next((key for key in keys if said.get(key)), None)
+        if key is None:
+            continue
+        try:
+            lists[split], wrong = _images(said[key], said, path, key)
+        except BadDataset as fault:
+            if split != "test":
+                raise
+            remarks.append(f"there is no test split: {fault.faults[0]}")
+            continue
+        faults += wrong
+    splits, shared = apart(lists, folder)
+    _check_labels(splits, path)
+    found, wrong = read_images(splits, partial(_read, folder, classes), progress)
+    return Source(folder, "yolo", classes, found, (*faults, *shared, *wrong), tuple(remarks))
+
+
+def label_path(image: Path) -> Path:
+    """Return the label file of an image: in `labels` where the image is in `images`, or else beside it."""
+    parts = list(image.parts)
+    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
+    if places:
+        parts[places[-1]] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _description(source: Path) -> Path | None:
+    """Return the YAML file that describes a data set."""
+    if source.is_file():
+        return source if source.suffix in {".yaml", ".yml"} else None
+    if not source.is_dir():
+        return None
+    files = sorted(path for path in source.iterdir() if path.suffix in {".yaml", ".yml"})
+    described = [path for path in files if {"names", "train"} <= _loaded(path).keys()]
+    if len(described) > 1:
+        names = ", ".join(path.name for path in described)
+        raise BadDataset(source, [f"several files describe a data set: {names}"], advice="Name the one to convert")
+    return described[0] if described else None
+
+
+def _loaded(path: Path) -> Json:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as fault:
+        mark = getattr(fault, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        text = f"{path.name}{line} is not YAML ({getattr(fault, 'problem', None) or fault})"
+        raise BadDataset(path.parent, [text], advice="Correct the file") from fault
+    except UnicodeDecodeError as fault:
+        raise BadDataset(path.parent, [f"{path.name} is no text ({fault})"], advice="Correct the file") from fault
+    return found if isinstance(found, dict) else {}
+
+
+def _classes(said: Json, path: Path) -> tuple[str, ...]:
+    match said.get("names"):
+        case list() as names:
+            classes = tuple(map(str, names))
+        case dict() as names if set(names) == set(range(len(names))):
+            classes = tuple(str(names[place]) for place in range(len(names)))
+        case names:
+            text = f"{path.name}: names is {names!r:.80}, neither a list nor numbered from 0 on without a gap"
+            raise BadDataset(path.parent, [text], advice="Correct the file")
+    count = said.get("nc", len(classes))
+    if not classes or len(set(classes)) < len(classes) or count != len(classes):
+        text = f"{path.name}: names are {', '.join(classes) or 'none'}, nc is {count}: each needs a name of its own"
+        raise BadDataset(path.parent, [text], advice="Correct the file")
+    return classes
+
+
+def _images(entry: object, said: Json, path: Path, key: str) -> tuple[list[Path], list[Fault]]:
+    """Return the images of a split: of folders, or in files that list them."""
+    images: list[Path] = []
+    faults: list[Fault] = []
+    for name in entry if isinstance(entry, list) else [entry]:
+        place = _found(str(name), said, path)
+        if place is None:
+            text = f"{path.name}: {key} is {name}, which is missing"
+            raise BadDataset(path.parent, [text], advice="Correct the path: it counts from the folder of the YAML file")
+        if place.is_dir():
+            images += sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            continue
+        for line, image in _listed(place, said, path):
+            if image.is_file():
+                images.append(image)
+            else:
+                where = f"{shown(place, path.parent)}:{line}"
+                faults.append(Fault(FaultKind.MISSING_IMAGE, f"{shown(image, path.parent)} is missing", where))
+    if not images:
+        raise BadDataset(path.parent, [f"{path.name}: {key} is {entry}, where no image is"], advice="Correct the path")
+    return images, faults
+
+
+def _found(name: str, said: Json, path: Path) -> Path | None:
+    """Return the place that a YAML file means: from `path` in it, from its own folder, or without a leading `../`."""
+    bases = [path.parent / str(said["path"])] if said.get("path") else []
+    for base in (*bases, path.parent):
+        for shape in (name, name.removeprefix("../")):
+            place = Path(os.path.abspath(base / shape))  # noqa: PTH100 (resolve() would follow links)
+            if place.exists():
+                return place
+    return None
+
+
+def _listed(place: Path, said: Json, path: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the images of a list with their lines; `./` counts from the list, anything else from the data set."""
+    for line, text in enumerate(place.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+        name = text.strip()
+        if not name:
+            continue
+        beside = Path(os.path.abspath(place.parent / name))  # noqa: PTH100
+        yield line, beside if name.startswith("./") else _found(name, said, path) or beside
+
+
+def _check_labels(splits: Mapping[str, list[Path]], path: Path) -> None:
+    images = [image for paths in splits.values() for image in paths]
+    if images and not any(label_path(image).is_file() for image in images):
+        text = f"none of {len(images)} images has a label file, such as {label_path(images[0])}"
+        raise BadDataset(path.parent, [text], advice="Put the labels beside the images, images/ and labels/")
+
+
+def _read(folder: Path, classes: tuple[str, ...], path: Path) -> tuple[SourceImage | None, list[Fault]]:
+    try:
+        _, size, is_turned = upright_size(path)
+    except BadImage as fault:
+        return None, [Fault(fault.kind, str(fault), shown(path, folder))]
+    label = label_path(path)
+    where = shown(label, folder)
+    try:
+        lines = label.read_text(encoding="utf-8-sig").splitlines() if label.is_file() else []
+    except (OSError, UnicodeDecodeError) as fault:
+        return None, [Fault(FaultKind.SOURCE_FILE, f"cannot be read ({fault})", where)]
+    boxes: list[SourceBox] = []
+    faults: list[Fault] = []
+    seen: set[tuple[str, ...]] = set()
+    for number, text in enumerate(lines, start=1):
+        words = tuple(text.split())
+        if not words:
+            continue
+        line = f"{where}:{number}"
+        if words in seen:
+            faults.append(Fault(FaultKind.REPEATED_ANNOTATION, f"{text.strip()} stands there twice", line))
+            continue
+        seen.add(words)
+        box, wrong = _object(words, classes, size, line)
+        boxes += [box] if box is not None else []
+        faults += wrong
+    return SourceImage(path, size, is_turned, tuple(boxes)), faults
+
+
+def _object(
+    words: tuple[str, ...], classes: tuple[str, ...], size: tuple[int, int], line: str
+) -> tuple[SourceBox | None, list[Fault]]:
+    try:
+        kind, *shares = map(float, words)
+    except ValueError:
+        shares = []
+    if not shares or not all(map(math.isfinite, (kind, *shares))) or not (len(shares) == 4 or _is_polygon(shares)):
+        text = f"{' '.join(words)!r:.80} is neither `class cx cy w h` nor a class with a polygon"
+        return None, [Fault(FaultKind.ANNOTATION, text, line)]
+    if not kind.is_integer() or not 0 <= kind < len(classes):
+        text = f"has the class {words[0]}, names has 0 to {len(classes) - 1}"
+        return None, [Fault(FaultKind.UNKNOWN_CATEGORY, text, line)]
+    across, down, width, height = _around(shares) if len(shares) > 4 else shares
+    box = ((across - width / 2) * size[0], (down - height / 2) * size[1], width * size[0], height * size[1])
+    place, faults = placed(box, size, "the object", line)
+    return (None if place is None else SourceBox(classes[int(kind)], place)), faults
+
+
+def _is_polygon(shares: list[float]) -> bool:
+    return len(shares) >= 6 and len(shares) % 2 == 0
+
+
+def _around(points: list[float]) -> tuple[float, float, float, float]:
+    """Return centre, width and height of the box around a polygon x y x y ..."""
+    across, down = points[::2], points[1::2]
+    left, right, top, bottom = min(across), max(across), min(down), max(down)
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
