@@ -33,7 +33,7 @@ def test_the_walk_through_ends_with_a_measured_file(tmp_path: Path) -> None:
     port = LocalStack(tmp_path).port  # free, and nothing is started on it
     quick = {
         "8000": str(port),
-        '"steps": 320': '"steps": 4, "images": 24',
+        '"steps": 320': '"steps": 1, "images": 8',
         '"device": "laptop", ': '"device": "laptop", "measure_seconds": 1, ',
         "measure model.onnx": "measure model.onnx --seconds 1",
     }
