@@ -3,6 +3,7 @@ from pathlib import Path
 from shutil import copyfile
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import Engine, text
 
 from nas.config import Config
@@ -11,6 +12,10 @@ from server import migrations
 from server.database import Base, make_engine
 from tests.databases import new_database, running_postgres
 from tests.planted_space import every_config, small_space
+
+# How long an example takes says nothing here: the machine has other work, and tests run side by side.
+settings.register_profile("heatnas", deadline=None)
+settings.load_profile("heatnas")
 
 
 @pytest.fixture(scope="session")

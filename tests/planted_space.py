@@ -1,11 +1,12 @@
 """Small spaces with planted tables and importance: enough freedom to go wrong, few enough configs to enumerate."""
 
+from functools import cache
 from itertools import product
 from typing import Literal
 
 import numpy as np
 
-from nas.blocks import Kind
+from nas.blocks import Block, Kind
 from nas.config import Config, Stage
 from nas.importance import Importance, Provenance, StageLogits
 from nas.latency import LatencyModel
@@ -55,6 +56,18 @@ def every_config(space: SearchSpace) -> list[Config]:
     return [config for config in configs if space.contains(config)]
 
 
+@cache
+def every_walk(space: SearchSpace) -> tuple[tuple[Block, ...], ...]:
+    """Return the blocks of each of `every_config`, in its order."""
+    return tuple(space.blocks(config) for config in every_config(space))
+
+
+@cache
+def blocks_of(space: SearchSpace) -> tuple[Block, ...]:
+    """Return `all_blocks`: seconds for a large space, so once for all tests that plant a table."""
+    return space.all_blocks()
+
+
 def planted_importance(space: SearchSpace, seed: int) -> Importance:
     rng = np.random.default_rng(seed)
     stages = []
@@ -78,5 +91,5 @@ def planted_importance(space: SearchSpace, seed: int) -> Importance:
 def planted_latency(space: SearchSpace, seed: int, *, margin: float = 0.0) -> LatencyModel:
     """Invent rows that grow with MACs, with noise large enough to reverse neighbours."""
     rng = np.random.default_rng(seed)
-    rows = {block: gmacs([block]) * 10 + float(rng.uniform(0.01, 0.05)) for block in space.all_blocks()}
+    rows = {block: gmacs([block]) * 10 + float(rng.uniform(0.01, 0.05)) for block in blocks_of(space)}
     return LatencyModel(rows, fetch_ms_per_mib=0.03, slope=1.1, margin=margin)

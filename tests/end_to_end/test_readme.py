@@ -33,8 +33,10 @@ def test_the_walk_through_ends_with_a_measured_file(tmp_path: Path) -> None:
     port = LocalStack(tmp_path).port  # free, and nothing is started on it
     quick = {
         "8000": str(port),
-        '"steps": 320': '"steps": 4, "images": 24',
+        '"steps": 320': '"steps": 1, "images": 8',
         '"device": "laptop", ': '"device": "laptop", "measure_seconds": 1, ',
+        '"space": "heatdetr-nano"}': '"space": "heatdetr-nano", "references": 3}',
+        "'$TARGET'}": "'$TARGET', \"max_rounds\": 1}",
         "measure model.onnx": "measure model.onnx --seconds 1",
     }
     lines = walk_through(quick)

@@ -25,7 +25,7 @@ from tests.end_to_end.gate import Gate
 
 DEVICE = "bench"
 SPACE = named_space("heatdetr-nano", classes=3)
-TRAINING = {"space": SPACE.name, "steps": 4, "images": 24}
+TRAINING = {"space": SPACE.name, "steps": 1, "images": 8}
 """The path is tested here, not the accuracy of the supernet."""
 
 Json = dict[str, Any]

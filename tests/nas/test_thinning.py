@@ -22,7 +22,7 @@ from tests.planted_space import planted_importance, planted_latency, small_space
 NANO = named_space("heatdetr-nano", classes=3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1), stages=st.sampled_from(["least_important", "all"]))
 def test_thinning_ends_inside_the_space_with_strictly_falling_latency(seed: int, share: float, stages: Stages) -> None:
     latency, importance = planted_latency(NANO, seed, margin=0.02), planted_importance(NANO, seed)

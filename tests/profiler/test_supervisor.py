@@ -3,7 +3,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -72,8 +72,9 @@ def long_group(tmp_path: Path) -> Group:
 
 def kill_child(number: signal.Signals) -> None:
     for child in psutil.Process().children():
-        if "profiler.measuring" in child.cmdline():
-            os.kill(child.pid, number)
+        with suppress(psutil.NoSuchProcess):  # killed a moment ago: it has no command line until it is waited for
+            if "profiler.measuring" in child.cmdline():
+                os.kill(child.pid, number)
 
 
 def measured(events: list[Report]) -> list[str]:

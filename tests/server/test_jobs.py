@@ -179,7 +179,7 @@ def test_unknown_jobs_are_named(jobs: Jobs) -> None:
 STEPS = st.sampled_from(["queue", "run", "progress", "event", "succeed", "fail", "cancel"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=st.lists(st.tuples(STEPS, st.floats(0, 1)), max_size=12))
 def test_no_order_of_steps_leaves_a_final_state_or_a_gap(steps: list[tuple[str, float]]) -> None:
     engine = make_engine("sqlite://")

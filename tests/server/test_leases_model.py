@@ -242,7 +242,6 @@ TestAgentProtocol = AgentProtocol.TestCase
 TestAgentProtocol.settings = settings(
     max_examples=20,
     stateful_step_count=50,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -40,6 +40,24 @@ def test_giou_never_exceeds_iou_and_is_symmetric(
     assert torch.equal(giou, paired_giou(second, first))
 
 
+def _restated_giou(one: list[float], other: list[float]) -> float:
+    width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
+    height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - width * height
+    hull = (max(one[2], other[2]) - min(one[0], other[0])) * (max(one[3], other[3]) - min(one[1], other[1]))
+    return width * height / union - (hull - union) / hull
+
+
+def test_giou_is_the_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low, sides = torch.rand(2, 2, 500, 2, generator=generator, dtype=torch.float64) * 100
+    one, other = torch.cat((low, low + sides + 0.1), dim=-1)
+    expected = [_restated_giou(*pair) for pair in zip(one.tolist(), other.tolist(), strict=True)]
+    assert paired_giou(one, other).tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert min(expected) < -0.3  # some lie apart, some share much
+    assert max(expected) > 0.3
+
+
 def test_giou_of_known_boxes() -> None:
     one = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 1, 1]])
     other = torch.tensor([[0.0, 0, 2, 2], [2, 0, 4, 2], [3, 0, 4, 1]])

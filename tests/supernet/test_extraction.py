@@ -43,7 +43,7 @@ def _configs(*, full_width: bool) -> st.SearchStrategy[Config]:
     return st.builds(Config, space=st.just(NANO.id), image=st.just((192, 192)), stages=st.tuples(*stages)).filter(legal)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=12, derandomize=True, phases=[Phase.generate])
 @given(_configs(full_width=True))
 def test_a_full_width_subnet_is_the_path_of_the_supernet(config: Config) -> None:
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_a_full_width_subnet_is_the_path_of_the_supernet(config: Config) -> None
         assert (wanted - got).abs().max() <= 1e-5 * max(1, wanted.abs().max())
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=8, derandomize=True, phases=[Phase.generate])
 @given(_configs(full_width=False))
 def test_slices_run_in_place_are_the_extracted_subnet(config: Config) -> None:
     subnet = extract(SUPERNET, config)

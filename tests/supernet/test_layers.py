@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.blocks import WINDOW, Activation, Block, Kind, Layout
+from nas.blocks import Activation, Block, Kind, Layout
 from nas.macs import macs, parameters, weights
 from supernet.detector import build_block
 from supernet.export import randomise_statistics
@@ -104,16 +104,6 @@ def test_rep_cnn_ends_in_relu_whatever_the_activation_of_the_space() -> None:
     assert output.max() > 0
 
 
-@pytest.mark.parametrize(("height", "width"), [(21, 28), (14, 14), (14, 7)])
-def test_shift_by_padding_is_the_cyclic_shift_with_the_mask_of_swin(height: int, width: int) -> None:
-    block = Block(kind=Kind.SWMSA, channels_in=64, channels_out=64, height=height, width=width)
-    module = build_block(block)
-    assert isinstance(module, WindowAttention)
-    qkv = torch.randn(2, height * width, 128, generator=torch.Generator().manual_seed(0))
-    got = module.attend(qkv.flatten(0, 1)).view(2, height * width, 64)
-    assert (got - _swin(qkv, height, width, module.position())).abs().max() <= 1e-6
-
-
 def test_padded_keys_get_no_attention_and_the_batch_does_not_mix() -> None:
     block = Block(kind=Kind.WMSA, channels_in=32, channels_out=32, height=3, width=9)
     module = build_block(block)
@@ -126,16 +116,6 @@ def test_padded_keys_get_no_attention_and_the_batch_does_not_mix() -> None:
     left, right = (part.mean((1, 2), keepdim=True)[:, 0] for part in (values[..., :7], values[..., 7:]))
     expected = torch.cat((left.expand(2, 7), right.expand(2, 2)), 1)
     torch.testing.assert_close(mean, expected[:, None, :, None].expand(2, 3, 9, 32))
-
-
-def test_a_map_of_one_window_is_not_shifted() -> None:
-    plain, shifted = (
-        Block(kind=kind, channels_in=32, channels_out=32, height=7, width=6) for kind in (Kind.WMSA, Kind.SWMSA)
-    )
-    one, two = build_block(plain), build_block(shifted)
-    two.load_state_dict(one.state_dict())
-    (x,) = random_inputs(plain)
-    assert torch.equal(one.eval()(x), two.eval()(x))
 
 
 def test_xca_survives_a_map_of_zeros_and_large_values_in_float16() -> None:
@@ -211,6 +191,21 @@ def test_decoding_moves_the_centre_by_at_most_32_pixels_and_scales_by_at_most_62
     assert third.tolist() == pytest.approx([64 - 500, 32 - 8 / math.e, 64 + 500, 32 + 8 / math.e], rel=1e-5)
 
 
+def test_decoding_is_the_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    deltas = torch.randn(1, 400, 4, generator=generator, dtype=torch.float64) * 3
+    anchors = torch.rand(400, 4, generator=generator, dtype=torch.float64) * 200 + 1
+    expected = []
+    for (dx, dy, dw, dh), (ax, ay, aw, ah) in zip(deltas[0].tolist(), anchors.tolist(), strict=True):
+        cx, cy = ax + max(-32.0, min(32.0, dx * aw)), ay + max(-32.0, min(32.0, dy * ah))
+        w, h = aw * math.exp(min(dw, math.log(62.5))), ah * math.exp(min(dh, math.log(62.5)))
+        expected.append([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
+    wanted = torch.tensor(expected, dtype=torch.float64)
+    assert (decode(deltas, anchors)[0] - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+    assert (deltas[0, :, :2] * anchors[:, 2:] > 32).any()
+    assert (deltas[0, :, 2:] > math.log(62.5)).any()
+
+
 def test_score_is_class_times_objectness() -> None:
     prediction = RawPrediction(torch.tensor([[[0.0, 2.0]]]), torch.zeros(1, 1, 4), torch.tensor([[1.0]]))
     sigmoid = [1 / (1 + math.exp(-x)) for x in (0, 2, 1)]
@@ -260,27 +255,3 @@ def _other(layout: Layout) -> Layout:
 
 def _parts(output: Tensor | RawPrediction) -> tuple[Tensor, ...]:
     return output if isinstance(output, tuple) else (output,)
-
-
-def _swin(qkv: Tensor, height: int, width: int, position: Tensor) -> Tensor:
-    """Shifted-window attention as Swin does it: roll by 3, mask what was not adjacent, roll back."""
-    shift = WINDOW // 2
-    batch, heads = len(qkv), position.shape[0]
-    rolled = qkv.view(batch, height, width, -1).roll((-shift, -shift), (1, 2))
-    regions = torch.zeros(height, width)
-    bounds = (slice(0, -WINDOW), slice(-WINDOW, -shift), slice(-shift, None))
-    for i, rows in enumerate(bounds):
-        for j, columns in enumerate(bounds):
-            regions[rows, columns] = 3 * i + j
-
-    def cut(x: Tensor) -> Tensor:
-        x = x.reshape(len(x), height // WINDOW, WINDOW, width // WINDOW, WINDOW, -1)
-        return x.permute(0, 1, 3, 2, 4, 5).reshape(len(x), -1, WINDOW**2, x.shape[-1])
-
-    of_window = cut(regions[None, :, :, None])[0, ..., 0]
-    mask = torch.where(of_window[:, None] == of_window[:, :, None], 0.0, -100.0)
-    q, k, v = cut(rolled).unflatten(-1, (heads, 64)).transpose(2, 3).split((16, 16, 32), dim=-1)
-    weights = (q @ k.transpose(-2, -1) + position + mask[None, :, None]).softmax(-1)
-    out = (weights @ v).transpose(2, 3).reshape(batch, height // WINDOW, width // WINDOW, WINDOW, WINDOW, -1)
-    whole = out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
-    return whole.roll((shift, shift), (1, 2)).reshape(batch, height * width, -1)

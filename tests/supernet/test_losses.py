@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supernet.assignment import match
+from supernet.boxes import paired_giou
 from supernet.layers.head import RawPrediction, decode
 from supernet.losses import Target, detection_losses, focal_loss, implicit_objectness
 
@@ -42,13 +43,14 @@ def test_the_implicit_logit_and_its_slope_stay_finite(c: float, o: float) -> Non
 
 
 def test_focal_loss_is_the_formula() -> None:
-    logits, wanted = torch.tensor([0.3, -1.2, 2.0]), torch.tensor([1.0, 0.0, 0.0])
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.rand(40, 5, generator=generator, dtype=torch.float64) * 30 - 15
+    wanted = (torch.rand(40, 5, generator=generator) < 0.3).double()
     expected = 0.0
-    for x, y in zip(logits.tolist(), wanted.tolist(), strict=True):
-        p = 1 / (1 + math.exp(-x))
-        p_true, alpha = (p, 0.25) if y else (1 - p, 0.75)
+    for x, y in zip(logits.flatten().tolist(), wanted.flatten().tolist(), strict=True):
+        p_true, alpha = (1 / (1 + math.exp(-x)), 0.25) if y else (1 / (1 + math.exp(x)), 0.75)
         expected += alpha * (1 - p_true) ** 2 * -math.log(p_true)
-    assert focal_loss(logits, wanted).item() == pytest.approx(expected, rel=1e-5)
+    assert focal_loss(logits, wanted).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_both_losses_are_divided_by_the_anchors_that_learn() -> None:
@@ -65,6 +67,8 @@ def test_both_losses_are_divided_by_the_anchors_that_learn() -> None:
         wanted[anchor, target.labels[owner]] = 1
     kept = ~matching.ignored
     assert losses.focal.item() == pytest.approx(focal_loss(logits[kept], wanted[kept]).item() / losses.positives)
+    missed = 1 - paired_giou(boxes[matching.anchors], target.boxes[matching.objects])
+    assert losses.giou.item() == pytest.approx(missed.sum().item() / losses.positives)
     assert losses.total.item() == pytest.approx(losses.focal.item() + losses.giou.item())
 
 

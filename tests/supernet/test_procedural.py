@@ -106,7 +106,7 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, int])
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_objects_are_whole_framed_and_mostly_visible(seed: int) -> None:
     pixels, shapes = draw_image(128, np.random.default_rng(seed))
