@@ -1,10 +1,10 @@
-"""How the command line tells about a training in this process, and about the score of a detector."""
+"""How the command line tells about a training in this process, and about the score and speed of a detector."""
 
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from server.console import LINE_SECONDS, duration
+from server.console import LINE_SECONDS, duration, table
 
 if TYPE_CHECKING:
     from nas.config import Config
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from supernet.curves import Row
     from supernet.detector_training import Progress, TrainedDetector
     from supernet.evaluation import Evaluation
+    from supernet.speed import Speed, Spread
 
 
 class TrainingTeller:
@@ -73,4 +74,22 @@ def evaluation_text(found: "Evaluation") -> str:
         f"AP {shown(found.ap)}, AP50 {shown(found.ap50)} ({classes}), AP75 {shown(found.ap75)}, "
         f"small {shown(found.ap_small)}, medium {shown(found.ap_medium)}, large {shown(found.ap_large)} "
         f"on {found.images} images"
+    )
+
+
+def speed_text(found: "Speed") -> str:
+    """Write the times of the steps of detection in a table."""
+
+    def row(name: str, step: "Spread", fps: str) -> tuple[str, ...]:
+        return name, f"{step.median_ms:.2f}", f"{step.low_ms:.2f}", f"{step.high_ms:.2f}", fps
+
+    batch = "" if found.batch == 1 else f" of {found.batch} images"
+    rows = [
+        row("preprocessing", found.preprocessing, "-"),
+        row("network", found.graph, f"{found.graph_fps:.2f}"),
+        row("network and post-processing", found.detection, f"{found.detection_fps:.2f}"),
+    ]
+    return (
+        f"{table(('', 'median ms', 'quartile', 'quartile', 'FPS'), rows)}\n"
+        f"over {found.runs} runs{batch}, threads: {found.threads}; reading and decoding files not counted"
     )

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from supernet.errors import BadDataset
-
-Pixels = NDArray[np.uint8]
+from supernet.pictures import Pixels, stretch, to_rgb
 
 OUTSIDE_PX = 1.0
 """How far a box may stick out of its image: rounding; such boxes are clipped."""
@@ -87,11 +86,15 @@ class CocoDataset:
         """Return one sample."""
         if self._samples is not None:
             return self._samples[index]
-        return self._sample(index, _read_image(self._path(index), self._entries[index]))
+        return self._sample(index, self.original(index))
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the samples in the order of the file."""
         return (self[index] for index in range(len(self)))
+
+    def original(self, index: int) -> Pixels:
+        """Read one image again, at the size that it has on disk."""
+        return _read_image(self._path(index), self._entries[index])
 
     def _load(self, *, keep: bool) -> tuple[tuple[Sample, ...] | None, str]:
         """Check every image; return the samples if they are to be kept, and the content hash."""
@@ -100,7 +103,7 @@ class CocoDataset:
         for index, entry in enumerate(self._entries):
             try:
                 if keep:
-                    pixels = _read_image(self._path(index), entry)
+                    pixels = self.original(index)
                     samples.append(self._sample(index, pixels))
                     digest.update(np.ascontiguousarray(pixels).tobytes())
                 else:
@@ -116,7 +119,7 @@ class CocoDataset:
 
     def _sample(self, index: int, pixels: Pixels) -> Sample:
         boxes, labels = self._objects[index]
-        resized = pixels if self.image is None else _resized(pixels, self.image)
+        resized = pixels if self.image is None else stretch(pixels, self.image)
         return Sample(resized, _shrunk(boxes, self.scales[index]), labels)
 
     def _boxes_of_each(self) -> tuple[tuple[NDArray[np.float32], NDArray[np.int64]], ...]:
@@ -236,8 +239,7 @@ def _shrunk(boxes: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[n
 
 def _read_image(path: Path, entry: Mapping[str, Any]) -> Pixels:
     with _opened(path, entry) as picture:
-        pixels: Pixels = np.asarray(picture.convert("RGB"))
-    return pixels
+        return to_rgb(picture)
 
 
 def _check_image(path: Path, entry: Mapping[str, Any]) -> str:
@@ -257,10 +259,3 @@ def _opened(path: Path, entry: Mapping[str, Any]) -> Iterator[Image.Image]:
         if (width, height) != (entry["width"], entry["height"]):
             raise ValueError(f"is {width}x{height}, its entry says {entry['width']}x{entry['height']}")
         yield picture
-
-
-def _resized(pixels: Pixels, image: tuple[int, int]) -> Pixels:
-    height, width = image
-    if pixels.shape[:2] == image:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))

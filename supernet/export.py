@@ -1,7 +1,7 @@
 """ONNX files of blocks and detectors, each with a record that it computes what its module does.
 
-The dynamo exporter at opset 20 (the first with Gelu as one operator), static shapes, batch 1. A file depends on its
-module's weights alone: equal weights, equal bytes, so that graphs can be fetched and cached by their hash.
+The dynamo exporter at opset 20 (the first with Gelu as one operator), static shapes, a static batch. A file depends on
+its module's weights alone: equal weights, equal bytes, so that graphs can be fetched and cached by their hash.
 """
 
 import hashlib
@@ -106,13 +106,13 @@ def export_blocks(blocks: Sequence[Block], *, seed: int = 0) -> tuple[ExportedGr
     )
 
 
-def export_detector(detector: HeatDETR, *, seed: int = 0) -> ExportedGraph:
-    """Export a whole detector for images of its config's size: `images` (1, 3, H, W) to `boxes` and `scores`.
+def export_detector(detector: HeatDETR, *, seed: int = 0, batch: int = 1) -> ExportedGraph:
+    """Export a whole detector for images of its config's size: `images` (batch, 3, H, W) to `boxes` and `scores`.
 
     Raises:
         ParityError: the file and the module disagree.
     """
-    module, images = fuse(detector), _random_inputs(((1, 3, *detector.config.image),), seed)
+    module, images = fuse(detector), _random_inputs(((batch, 3, *detector.config.image),), seed)
     model = _to_onnx(module, images, input_names=["images"], output_names=["boxes", "scores"])
     return _checked(clean(model), module, images, label=f"detector {detector.config.id}", seed=seed)
 
@@ -126,7 +126,7 @@ def compare(content: bytes, module: nn.Module, inputs: tuple[Tensor, ...], *, la
     with torch.no_grad():
         given = module(*inputs)
     wanted = [output.numpy() for output in (given if isinstance(given, tuple) else (given,))]
-    got = _run(content, [tensor.numpy() for tensor in inputs])
+    got = run_graph(content, [tensor.numpy() for tensor in inputs])
     differences = [float(np.abs(a - b).max()) for a, b in zip(wanted, got, strict=True)]
     scales = [max(1.0, float(np.abs(a).max())) for a in wanted]  # scores are small beside boxes in pixels
     worst = max(range(len(wanted)), key=lambda output: _badness(differences[output] / scales[output]))
@@ -268,7 +268,8 @@ def _checked(
     return ExportedGraph(content, hashlib.sha256(content).hexdigest(), parity)
 
 
-def _run(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def run_graph(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Run a file once in ONNX Runtime, on one thread; inputs and outputs are in its order."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
