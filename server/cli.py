@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 from server.cli_data import data_app
+from server.cli_detect import detect
 from server.cli_detectors import evaluate, macs, train
+from server.cli_export import export
 from server.cli_options import (
     DEFAULT_DATA,
     DEFAULT_SERVER,
@@ -68,6 +70,8 @@ app.command()(macs)
 app.command()(train)
 app.command()(pretrain)
 app.command("eval")(evaluate)
+app.command()(export)
+app.command()(detect)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How the command line tells about a training in this process, and about the score of a network."""
+"""How the command line tells about a training in this process, and about the score and speed of a network."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
 
-from server.console import LINE_SECONDS, duration
+from server.console import LINE_SECONDS, duration, table
 
 if TYPE_CHECKING:
     from nas.config import Config
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from supernet.pretrained import Names, Transfer
     from supernet.pretraining import Accuracy
     from supernet.recipe import RunRecipe
+    from supernet.speed import Speed, Spread
     from supernet.training_run import Progress
 
 S = TypeVar("S")
@@ -149,3 +150,21 @@ def _named(names: "Names") -> str:
     whole = [f"{site}.{tensor}" for site, tensors in names.items() for tensor in tensors]
     more = f" and {len(whole) - 4} more, see init.json" if len(whole) > 4 else ""
     return ", ".join(whole[:4]) + more
+
+
+def speed_text(found: "Speed") -> str:
+    """Write the times of the steps of detection in a table."""
+
+    def row(name: str, step: "Spread", fps: str) -> tuple[str, ...]:
+        return name, f"{step.median_ms:.2f}", f"{step.low_ms:.2f}", f"{step.high_ms:.2f}", fps
+
+    batch = "" if found.batch == 1 else f" of {found.batch} images"
+    rows = [
+        row("preprocessing", found.preprocessing, "-"),
+        row("network", found.graph, f"{found.graph_fps:.2f}"),
+        row("network and post-processing", found.detection, f"{found.detection_fps:.2f}"),
+    ]
+    return (
+        f"{table(('', 'median ms', 'quartile', 'quartile', 'FPS'), rows)}\n"
+        f"over {found.runs} runs{batch}, threads: {found.threads}; reading and decoding files not counted"
+    )

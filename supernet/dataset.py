@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from supernet.annotations import annotation_path, check_annotations, read_annotations, refuse, without_bad
 from supernet.errors import BadDataset, BadImage
 from supernet.faults import Fault, FaultKind, causes
-from supernet.image_files import Pixels, check_header, read_image
+from supernet.image_files import check_header, read_image
+from supernet.pictures import Pixels, stretch
 
 Json = Mapping[str, Any]
 
@@ -98,17 +98,24 @@ class CocoDataset:
         """
         if self._samples is not None:
             return self._samples[index]
-        entry = self._entries[index]
-        try:
-            pixels = read_image(self._path(entry), _size(entry))
-        except BadImage as fault:
-            advice = f"Its header was sound when the data set was opened; `heatnas data check {self.folder}` reads all"
-            raise BadDataset(self.folder, [image_fault(fault, entry, self.split).text], advice=advice) from fault
-        return self._sample(entry, pixels)
+        return self._sample(self._entries[index], self.original(index))
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the samples in the order of the file."""
         return (self[index] for index in range(len(self)))
+
+    def original(self, index: int) -> Pixels:
+        """Read one image again, at the size that it has on disk.
+
+        Raises:
+            BadDataset: its file, sound when the data set was opened, cannot be read.
+        """
+        entry = self._entries[index]
+        try:
+            return read_image(self._path(entry), _size(entry))
+        except BadImage as fault:
+            advice = f"Its header was sound when the data set was opened; `heatnas data check {self.folder}` reads all"
+            raise BadDataset(self.folder, [image_fault(fault, entry, self.split).text], advice=advice) from fault
 
     def _load(self, *, keep: bool) -> tuple[str, tuple[Fault, ...]]:
         """Check every image and leave out the bad ones; return the content hash and what is wrong."""
@@ -135,7 +142,7 @@ class CocoDataset:
 
     def _sample(self, entry: Json, pixels: Pixels) -> Sample:
         boxes, labels = self._objects[entry["id"]]
-        resized = pixels if self.image is None else _resized(pixels, self.image)
+        resized = pixels if self.image is None else stretch(pixels, self.image)
         return Sample(resized, _shrunk(boxes, np.array(self._scale(entry), dtype=np.float32)), labels)
 
     def _boxes_of_each(self, coco: Json) -> dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]]:
@@ -199,10 +206,3 @@ def _shrunk(boxes: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[n
 
 def _size(entry: Json) -> tuple[int, int]:
     return entry["width"], entry["height"]
-
-
-def _resized(pixels: Pixels, image: tuple[int, int]) -> Pixels:
-    height, width = image
-    if pixels.shape[:2] == image:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))

@@ -7,6 +7,8 @@ SupernetError
 ├── DatasetExists       the folder holds something other than the data set asked for
 ├── FolderTaken         the folder of a converted data set holds something already
 ├── BadCheckpoint       a file that is no checkpoint of this version
+├── BadManifest         a manifest that does not describe the file beside it
+├── UnreadableImage     a file that cannot be looked at
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
 ├── NothingInCommon     weights to start from, of which none fits
 ├── BatchTooSmall       more processes share a step than it has images
@@ -98,6 +100,26 @@ class BadCheckpoint(SupernetError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} is no usable checkpoint: {reason}. Train again, or name another file.")
+
+
+class BadManifest(SupernetError):
+    """A manifest cannot be read, or speaks of other files than those beside it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} does not describe this detector: {reason}. Run `heatnas export` again.")
+
+
+class UnreadableImage(SupernetError):
+    """A file cannot be read as an image.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path} is no image that can be read: {reason}. Replace it, or leave it out.")
 
 
 class CheckpointMismatch(SupernetError):

@@ -23,6 +23,9 @@ from supernet.postprocess import Detections, Floats, detect
 Predictor = Callable[[Floats], tuple[Floats, Floats]]
 """Takes images (B, 3, H, W), RGB in [0, 1]; gives boxes (B, N, 4) in input pixels and scores (B, N, classes)."""
 
+Progress = Callable[[int, int], None]
+"""Is told how many images of how many are done."""
+
 
 class Evaluation(Value):
     """How well detections fit the annotations of a split, in COCO's terms; None where COCO defines no value.
@@ -56,24 +59,37 @@ class Evaluation(Value):
     left_out: dict[str, int] = Field(default_factory=dict)
 
 
-def evaluate_onnx(onnx: bytes, data: CocoDataset, *, threads: int = 1) -> Evaluation:
-    """Run a detector file image by image in ONNX Runtime and score what it finds.
+def evaluate_onnx(
+    onnx: bytes, data: CocoDataset, *, threads: int = 1, progress: Progress = lambda *_: None
+) -> Evaluation:
+    """Run a detector file in ONNX Runtime, at its own batch, and score what it finds.
 
-    The file takes `images` (1, 3, H, W) and gives `boxes` and `scores`, as `supernet.export` writes them.
+    The file takes `images` (B, 3, H, W) and gives `boxes` and `scores`, as `supernet.export` writes them.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    batch = int(session.get_inputs()[0].shape[0])
 
     def predict(images: Floats) -> tuple[Floats, Floats]:
-        boxes, scores = session.run(["boxes", "scores"], {"images": images})
-        return boxes, scores
+        boxes, scores = session.run(["boxes", "scores"], {"images": filled(images, batch)})
+        return boxes[: len(images)], scores[: len(images)]
 
-    return evaluate(predict, data, batch=1)
+    return evaluate(predict, data, batch=batch, progress=progress)
+
+
+def filled(images: Floats, batch: int) -> Floats:
+    """Repeat the last image until a graph of a static batch is full."""
+    return np.concatenate((images, np.repeat(images[-1:], batch - len(images), axis=0)))
 
 
 def evaluate_module(
-    forward: Callable[[Tensor], RawPrediction], anchors: Tensor, data: CocoDataset, *, batch: int = 16
+    forward: Callable[[Tensor], RawPrediction],
+    anchors: Tensor,
+    data: CocoDataset,
+    *,
+    batch: int = 16,
+    progress: Progress = lambda *_: None,
 ) -> Evaluation:
     """Score a network in its training form; put it into evaluation mode first.
 
@@ -82,6 +98,7 @@ def evaluate_module(
         anchors: (N, 4) of its head.
         data: the split.
         batch: images per forward pass.
+        progress: is told how many images of how many are done.
     """
 
     @torch.no_grad()
@@ -89,15 +106,16 @@ def evaluate_module(
         prediction = forward(torch.from_numpy(images).to(anchors.device))
         return decode(prediction.deltas, anchors).cpu().numpy(), score(prediction).cpu().numpy()
 
-    return evaluate(predict, data, batch=batch)
+    return evaluate(predict, data, batch=batch, progress=progress)
 
 
-def evaluate(predict: Predictor, data: CocoDataset, *, batch: int) -> Evaluation:
+def evaluate(predict: Predictor, data: CocoDataset, *, batch: int, progress: Progress = lambda *_: None) -> Evaluation:
     """Detect on every image of the split and score the detections."""
-    found = []
+    found: list[Detections] = []
     for images in _batches(data, batch):
         boxes, scores = predict(images)
         found += [detect(one, other) for one, other in zip(boxes, scores, strict=True)]
+        progress(len(found), len(data))
     return score_detections(found, data)
 
 

@@ -1,7 +1,7 @@
 """ONNX files of blocks and detectors, each with a record that it computes what its module does.
 
-The dynamo exporter at opset 20 (the first with Gelu as one operator), static shapes, batch 1. A file depends on its
-module's weights alone: equal weights, equal bytes, so that graphs can be fetched and cached by their hash.
+The dynamo exporter at opset 20 (the first with Gelu as one operator), static shapes, a static batch. A file depends on
+its module's weights alone: equal weights, equal bytes, so that graphs can be fetched and cached by their hash.
 """
 
 import hashlib
@@ -109,13 +109,13 @@ def export_blocks(blocks: Sequence[Block], *, seed: int = 0) -> tuple[ExportedGr
     )
 
 
-def export_detector(detector: HeatDETR, *, seed: int = 0) -> ExportedGraph:
-    """Export a whole detector for images of its config's size: `images` (1, 3, H, W) to `boxes` and `scores`.
+def export_detector(detector: HeatDETR, *, seed: int = 0, batch: int = 1) -> ExportedGraph:
+    """Export a whole detector for images of its config's size: `images` (batch, 3, H, W) to `boxes` and `scores`.
 
     Raises:
         ParityError: the file and the module disagree.
     """
-    module, images = fuse(detector), _random_inputs(((1, 3, *detector.config.image),), seed)
+    module, images = fuse(detector), _random_inputs(((batch, 3, *detector.config.image),), seed)
     model = _to_onnx(module, images, input_names=["images"], output_names=["boxes", "scores"])
     return _checked(clean(model), module, images, label=f"detector {detector.config.id}", seed=seed)
 
@@ -128,7 +128,7 @@ def compare(content: bytes, module: nn.Module, inputs: tuple[Tensor, ...], *, la
     """
     places = token_orders(module)
     told, names = with_orders(content) if places else (content, [])
-    results = _run(told, [tensor.numpy() for tensor in inputs])
+    results = run_graph(told, [tensor.numpy() for tensor in inputs])
     got = results[: len(results) - len(names)]
     try:
         with torch.no_grad(), choosing(places, results[len(got) :], tolerance=TOLERANCE):
@@ -278,7 +278,8 @@ def _checked(
     return ExportedGraph(content, hashlib.sha256(content).hexdigest(), parity)
 
 
-def _run(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def run_graph(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Run a file once in ONNX Runtime, on one thread; inputs and outputs are in its order."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

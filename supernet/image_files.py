@@ -5,14 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from supernet.errors import BadImage
 from supernet.faults import FaultKind
-
-Pixels = NDArray[np.uint8]
+from supernet.pictures import Pixels, to_rgb
 
 SIDEWAYS = 5
 """From this EXIF orientation on, an image is shown with width and height exchanged."""
@@ -26,8 +23,7 @@ def read_image(path: Path, size: tuple[int, int]) -> Pixels:
     """
     with opened(path) as picture:
         _check_size(picture, size)
-        pixels: Pixels = np.asarray(picture.convert("RGB"))
-    return pixels
+        return to_rgb(picture)
 
 
 def check_header(path: Path, size: tuple[int, int]) -> int:

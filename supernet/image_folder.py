@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from supernet.dataset import MEMORY_MIB
 from supernet.errors import BadDataset
-
-Pixels = NDArray[np.uint8]
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-"""Names of files that are images, in any case; others are left alone."""
+from supernet.pictures import SUFFIXES, Pixels, to_rgb
 
 _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a file that it cannot read; a broken PNG is a SyntaxError."""
@@ -177,7 +172,7 @@ def _split(
 
 def _pixels(path: Path) -> Pixels:
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return to_rgb(picture)
 
 
 def _fault(path: Path, fault: BaseException) -> str:

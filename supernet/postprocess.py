@@ -42,26 +42,31 @@ def detect(boxes: Floats, scores: Floats) -> Detections:
     candidates = np.flatnonzero(flat > MIN_SCORE)
     candidates = candidates[np.argsort(-flat[candidates], kind="stable")][:MAX_CANDIDATES]
     found = Detections(boxes[candidates // classes], flat[candidates], candidates % classes)
-    kept = nms(found.boxes, found.labels)[:MAX_DETECTIONS]
+    kept = nms(found.boxes, found.labels, most=MAX_DETECTIONS)
     return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
 
 
-def nms(boxes: Floats, labels: Indices) -> Indices:
-    """Return the indices that survive non-maximum suppression within each class; boxes (K, 4) are sorted best first."""
-    rival = (labels[:, None] == labels) & (pairwise_iou(boxes) > MAX_IOU)
-    alive = np.ones(len(boxes), dtype=bool)
-    for best in range(len(boxes)):
-        if alive[best]:
-            alive[best + 1 :] &= ~rival[best, best + 1 :]
-    return np.flatnonzero(alive)
+def nms(boxes: Floats, labels: Indices, *, most: int | None = None) -> Indices:
+    """Return the indices that survive non-maximum suppression within each class, or only the first `most` of them.
+
+    Boxes (K, 4) are sorted best first; each is compared only with those that are still in question.
+    """
+    waiting = np.arange(len(boxes))
+    kept: list[np.int64] = []
+    while len(waiting) and (most is None or len(kept) < most):
+        best, waiting = waiting[0], waiting[1:]
+        kept.append(best)
+        rival = (labels[waiting] == labels[best]) & (iou(boxes[best], boxes[waiting]) > MAX_IOU)
+        waiting = waiting[~rival]
+    return np.array(kept, dtype=np.int64)
 
 
-def pairwise_iou(boxes: Floats) -> Floats:
-    """Return the IoU of each box with each (K, K); boxes are x1, y1, x2, y2 (K, 4)."""
-    low, high = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+def iou(box: Floats, boxes: Floats) -> Floats:
+    """Return the IoU of one box (4,) with each of boxes (K, 4); boxes are x1, y1, x2, y2."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
     shared, area = _area(high - low), _area(boxes[:, 2:] - boxes[:, :2])
-    iou: Floats = shared / np.maximum(area[:, None] + area - shared, np.float32(1e-7))
-    return iou
+    overlap: Floats = shared / np.maximum(_area(box[2:] - box[:2]) + area - shared, np.float32(1e-7))
+    return overlap
 
 
 def _area(sides: Floats) -> Floats:

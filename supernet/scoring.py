@@ -1,53 +1,86 @@
-"""Score a detector file, whichever form it has, on a split of a data set."""
+"""Score and time a detector file, whichever form it has, on a split of a data set."""
 
 from pathlib import Path
-
-import onnxruntime
 
 from supernet.checkpoint import load_detector
 from supernet.dataset import CocoDataset
 from supernet.errors import BadCheckpoint
-from supernet.evaluation import Evaluation, evaluate_module, evaluate_onnx
+from supernet.evaluation import Evaluation, Progress, evaluate, evaluate_module
+from supernet.loaded import LoadedDetector, load, torch_threads
+from supernet.speed import Clock, Speed, measure_speed
 
 
-def score_file(path: Path, data: Path, split: str, *, threads: int = 1, drop_bad: bool = False) -> Evaluation:
+def score_file(
+    path: Path,
+    folder: Path,
+    split: str,
+    *,
+    threads: int = 1,
+    drop_bad: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Evaluation:
     """Score the detector in a `.safetensors` checkpoint, in PyTorch, or in an `.onnx` file, in ONNX Runtime.
 
     With `drop_bad`, the score is taken without the bad entries of the split.
 
     Raises:
         BadCheckpoint: the file is none of the two, or its classes are not those of the data.
+        BadManifest: the manifest beside an ONNX file speaks of another one.
         BadDataset: the split cannot be used.
     """
-    match path.suffix:
-        case ".safetensors":
-            detector, header = load_detector(path)
-            found = CocoDataset(data, split, image=header.config.image, drop_bad=drop_bad)
-            if found.classes != header.classes:
-                raise BadCheckpoint(
-                    path, f"it tells {', '.join(header.classes)} apart, {data} has {', '.join(found.classes)}"
-                )
-            return evaluate_module(detector, detector.head.anchors, found)
-        case ".onnx":
-            found = CocoDataset(data, split, image=_input_size(path), drop_bad=drop_bad)
-            return evaluate_onnx(path.read_bytes(), found, threads=threads)
-        case _:
-            raise BadCheckpoint(path, "its name ends neither in .safetensors nor in .onnx")
+    detector = load(path, threads=threads)
+    return _score(detector, _split_for(detector, folder, split, drop_bad=drop_bad), threads, progress)
 
 
-def _input_size(path: Path) -> tuple[int, int]:
-    """Return the height and width that the file of a detector takes."""
-    try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        inputs = {node.name: tuple(node.shape) for node in session.get_inputs()}
-        outputs = {node.name for node in session.get_outputs()}
-    except Exception as error:
-        # The runtime has a dozen classes for a file that is none.
-        raise BadCheckpoint(path, f"ONNX Runtime cannot load it ({' '.join(str(error).split())[:200]})") from error
-    match inputs.get("images"):
-        case (1, 3, int() as height, int() as width) if {"boxes", "scores"} <= outputs:
-            return height, width
-        case shape:
-            raise BadCheckpoint(
-                path, f"it takes images of {shape} and gives {sorted(outputs)}: not a detector of HeatNAS"
-            )
+def score_and_time(
+    path: Path,
+    folder: Path,
+    split: str,
+    *,
+    clock: Clock,
+    threads: int = 1,
+    drop_bad: bool = False,
+    progress: Progress = lambda *_: None,
+) -> tuple[Evaluation, Speed]:
+    """Score a detector as `score_file` does, then time it on the images just scored; `clock` counts nanoseconds.
+
+    Raises:
+        BadCheckpoint: the file is none of the two, or its classes are not those of the data.
+        BadManifest: the manifest beside an ONNX file speaks of another one.
+        BadDataset: the split cannot be used.
+    """
+    detector = load(path, threads=threads)
+    data = _split_for(detector, folder, split, drop_bad=drop_bad)
+    evaluation = _score(detector, data, threads, progress)
+    with torch_threads(threads):
+        return evaluation, measure_speed(detector, data, threads=threads, clock=clock)
+
+
+def check_classes(path: Path, names: tuple[str, ...], data: CocoDataset) -> None:
+    """Refuse data with other classes than the detector's, or in another order.
+
+    Raises:
+        BadCheckpoint: they differ.
+    """
+    if data.classes != names:
+        raise BadCheckpoint(path, f"it tells {', '.join(names)} apart, {data.folder} has {', '.join(data.classes)}")
+
+
+def _split_for(detector: LoadedDetector, folder: Path, split: str, *, drop_bad: bool) -> CocoDataset:
+    data = CocoDataset(folder, split, image=detector.image, drop_bad=drop_bad)
+    if detector.names is not None:
+        check_classes(detector.path, detector.names, data)
+    elif detector.classes != len(data.classes):
+        raise BadCheckpoint(
+            detector.path, f"it tells {detector.classes} classes apart, {folder} has {len(data.classes)}"
+        )
+    return data
+
+
+def _score(detector: LoadedDetector, data: CocoDataset, threads: int, progress: Progress) -> Evaluation:
+    """Score a checkpoint in its training form, as training does; a file that is deployed as it is."""
+    if detector.path.suffix == ".onnx":
+        return evaluate(detector.predict, data, batch=detector.batch, progress=progress)
+    trained, _ = load_detector(detector.path)
+    with torch_threads(threads):
+        return evaluate_module(trained, trained.head.anchors, data, progress=progress)

@@ -15,8 +15,6 @@ SourceFormat = Literal["voc", "yolo"]
 Progress = Callable[[str, int, int], None]
 """Told what is done, how many images are, and how many there are."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
 DECIMALS = 3
 """Boxes are kept to a thousandth of a pixel: six digits of a normalised coordinate hold no more."""
 

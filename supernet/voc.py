@@ -13,8 +13,8 @@ from xml.parsers import expat
 
 from supernet.errors import BadDataset, BadImage
 from supernet.faults import Fault, FaultKind
+from supernet.pictures import SUFFIXES
 from supernet.source_data import (
-    IMAGE_SUFFIXES,
     Progress,
     Source,
     SourceBox,
@@ -175,7 +175,7 @@ def _parsed(path: Path) -> Node:
 def _image_path(root: Path, path: Path, named: str) -> Path:
     """Return the image of an annotation: of the same name, or else the one that it names itself."""
     folder = root / "JPEGImages"
-    candidates = [folder / (path.stem + suffix) for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))]
+    candidates = [folder / (path.stem + suffix) for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES))]
     candidates += [folder / Path(named.replace("\\", "/")).name] if named else []
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[-1 if named else 0])
 

@@ -14,8 +14,8 @@ import yaml
 
 from supernet.errors import BadDataset, BadImage
 from supernet.faults import Fault, FaultKind
+from supernet.pictures import SUFFIXES
 from supernet.source_data import (
-    IMAGE_SUFFIXES,
     Progress,
     Source,
     SourceBox,
@@ -137,7 +137,7 @@ def _images(entry: object, said: Json, path: Path, key: str) -> tuple[list[Path]
             text = f"{path.name}: {key} is {name}, which is missing"
             raise BadDataset(path.parent, [text], advice="Correct the path: it counts from the folder of the YAML file")
         if place.is_dir():
-            images += sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            images += sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
             continue
         for line, image in _listed(place, said, path):
             if image.is_file():

@@ -1,5 +1,6 @@
 """The README's walk-through works when it is pasted line by line into a shell."""
 
+import ast
 import contextlib
 import json
 import os
@@ -10,10 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 from nas.config import Config
+from server.cli import app
 from server.local_stack import LocalStack
+from tests.supernet.exported import bold_checkpoint
 
 MOST_SECONDS = 400
 
@@ -69,3 +75,35 @@ def test_the_walk_through_ends_with_a_measured_file(tmp_path: Path) -> None:
     assert Config.model_validate(config["config"]).id == config["id"]
     assert (tmp_path / "model.onnx").stat().st_size > 100_000
     assert "FPS  median of" in said
+
+
+def test_twenty_lines_of_plain_onnxruntime_see_what_heatnas_sees(tmp_path: Path) -> None:
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert sum(bool(line.strip()) for line in lines.splitlines()) <= 20
+    imported = {
+        node.module or "" if isinstance(node, ast.ImportFrom) else alias.name
+        for node in ast.walk(ast.parse(lines))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"}
+    (tmp_path / "see.py").write_text(lines)
+    photo = tmp_path / "photo.png"
+    noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)
+    Image.fromarray(noise).resize((200, 150), Image.Resampling.BICUBIC).save(photo)
+    checkpoint = bold_checkpoint(tmp_path / "best.safetensors")
+    for order in (
+        ["export", checkpoint, "--out", tmp_path / "exported"],
+        ["detect", photo, "--detector", tmp_path / "exported", "--out", tmp_path / "drawn", "--score", "0.05"],
+    ):
+        assert CliRunner().invoke(app, [str(part) for part in order]).exit_code == 0
+
+    command = [sys.executable, "-W", "ignore", "-I", "see.py", "exported", "photo.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    seen = [(line.split()[0], np.array(line.split()[1:], float)) for line in done.stdout.splitlines()]
+    [told] = json.loads((tmp_path / "drawn" / "detections.json").read_text())["images"]
+    assert len(seen) == len(told["detections"]) > 10
+    for (label, numbers), wanted in zip(seen, told["detections"], strict=True):
+        assert label == wanted["class"]
+        assert np.allclose(numbers, [wanted["score"], *wanted["box"]], atol=0.02)

@@ -211,3 +211,13 @@ def test_suppression_keeps_the_best_and_nothing_that_overlaps_it(drawn: list[tup
     for index in range(len(drawn)):
         beaten = any(rivals(int(best), index) for best in kept if best < index)
         assert (index in kept) is not beaten
+
+
+def test_the_first_survivors_are_the_first_of_all_survivors() -> None:
+    rng = np.random.default_rng(0)
+    corners = (rng.random((400, 2)) * 100).astype(np.float32)
+    boxes = np.concatenate((corners, corners + 40 * rng.random((400, 2), np.float32)), axis=1)
+    labels = rng.integers(0, 3, 400)
+    survivors = nms(boxes, labels)
+    assert 100 < len(survivors) < 400
+    assert nms(boxes, labels, most=100).tolist() == survivors[:100].tolist()

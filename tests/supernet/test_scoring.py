@@ -1,15 +1,22 @@
+import json
+import time
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from supernet.checkpoint import load_detector
+from supernet.dataset import CocoDataset
+from supernet.deployment import deploy
+from supernet.detection import detect_objects
 from supernet.detector_training import TrainedDetector, train_detector
 from supernet.errors import BadCheckpoint
 from supernet.export import export_detector
-from supernet.scoring import score_file
+from supernet.loaded import load
+from supernet.scoring import score_and_time, score_file
+from tests.supernet.exported import CLASSES, bold_checkpoint
 from tests.supernet.tiny_space import TINY, tiny_data
 from tests.supernet.trainings import RECIPE, splits
 
@@ -70,3 +77,79 @@ def test_data_with_other_classes_are_refused(data: Path, trained: TrainedDetecto
     (other / "annotations" / "val.json").write_text(text)
     with pytest.raises(BadCheckpoint, match=r"it tells disc, ring, cross apart, .* has disc, torus, cross"):
         score_file(trained.last, other, "val")
+
+
+@pytest.fixture(scope="module")
+def seen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint, its export, and data whose objects are what the detector sees, some a little off."""
+    folder = tmp_path_factory.mktemp("seen")
+    deploy(bold_checkpoint(folder / "best.safetensors"), folder / "exported", version="1")
+    truth = json.loads((data / "annotations" / "val.json").read_text())
+    detector = load(folder / "best.safetensors")
+    pictures = CocoDataset(data, "val", image=(64, 64))
+    notes = [
+        {"id": 100 * index + place, "image_id": image_id, "category_id": 1 + CLASSES.index(one.label), "bbox": box}
+        for index, image_id in enumerate(pictures.image_ids)
+        for place, one in enumerate(detect_objects(detector, [pictures[index].pixels], min_score=0.05)[0][::3])
+        if (box := _moved(one.box, by=place % 5)) is not None
+    ]
+    (folder / "data" / "annotations").mkdir(parents=True)
+    (folder / "data" / "annotations" / "val.json").write_text(json.dumps({**truth, "annotations": notes}))
+    (folder / "data" / "val").symlink_to(data / "val")
+    return folder
+
+
+def _moved(box: tuple[float, float, float, float], *, by: int) -> list[float] | None:
+    """Return x, y, width, height of a box cut by some pixels on the right; None where too little is left."""
+    x1, y1, x2, y2 = box
+    return [x1, y1, x2 - x1 - by, y2 - y1] if x2 - x1 > 2 * by + 4 and y2 - y1 > 4 else None
+
+
+def test_torch_and_onnx_give_the_same_ap_within_a_tenth_of_a_point(seen: Path) -> None:
+    twin = score_file(seen / "best.safetensors", seen / "data", "val")
+    file = score_file(seen / "exported", seen / "data", "val")
+    assert file.detections == twin.detections > 40
+    for name in ("ap", "ap50", "ap75"):
+        assert 0.05 < getattr(twin, name) < 0.95  # neither blind nor perfect: a difference would show
+        assert getattr(file, name) == pytest.approx(getattr(twin, name), abs=1e-3)
+
+
+def test_a_file_that_reads_blue_for_red_would_not_pass_for_the_same(seen: Path, tmp_path: Path) -> None:
+    twin = score_file(seen / "best.safetensors", seen / "data", "val")
+    model = onnx.load(seen / "exported" / "model.onnx")
+    first = next(node for node in model.graph.node if "images" in node.input)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == first.input[1])
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[:, ::-1].copy(), weight.name))
+    onnx.save(model, tmp_path / "swapped.onnx")
+    swapped = score_file(tmp_path / "swapped.onnx", seen / "data", "val")
+    assert swapped.ap is not None
+    assert twin.ap is not None
+    assert abs(swapped.ap - twin.ap) > 1e-2
+
+
+def test_a_file_without_a_manifest_is_scored_if_it_tells_as_many_classes_apart(seen: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes((seen / "exported" / "model.onnx").read_bytes())
+    assert score_file(tmp_path / "model.onnx", seen / "data", "val").images == 4
+    truth = json.loads((seen / "data" / "annotations" / "val.json").read_text())
+    truth["categories"].append({"id": 9, "name": "square"})
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(truth))
+    (tmp_path / "val").symlink_to(seen / "data" / "val")
+    with pytest.raises(BadCheckpoint, match=r"it tells 3 classes apart, .* has 4"):
+        score_file(tmp_path / "model.onnx", tmp_path, "val")
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "exported"])
+def test_what_is_scored_is_timed_too(seen: Path, name: str) -> None:
+    told: list[tuple[int, int]] = []
+    found, speed = score_and_time(
+        seen / name,
+        seen / "data",
+        "val",
+        clock=time.perf_counter_ns,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert (found.images, speed.runs, speed.batch, speed.threads) == (4, 4, 1, 1)
+    assert told[-1] == (4, 4)
+    assert speed.detection.median_ms >= speed.graph.low_ms > 0
+    assert speed.graph_fps == pytest.approx(1000 / speed.graph.median_ms)

@@ -1,0 +1,95 @@
+"""The command that turns a trained detector into files that are deployed."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli_options import JsonOption, fail
+
+if TYPE_CHECKING:
+    from supernet.manifest import ExportedFile, Manifest
+
+
+class SmallerPrecision(StrEnum):
+    """What a detector can be exported to besides fp32."""
+
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors of `heatnas train`.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files; an earlier export in it is replaced.")],
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Images that one run takes; the shape is static.")] = 1,
+    precision: Annotated[
+        list[SmallerPrecision] | None,
+        typer.Option(help="A further file beside model.onnx (fp32); give it twice for both.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in COCO format: val is scored, to say what a precision costs; train calibrates int8.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, help="Training images that int8 takes its ranges from.")
+    ] = 100,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime while it scores.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a trained detector: model.onnx (opset 20), and manifest.json with all that it takes to run it.
+
+    Every file is compared before it is written: fp32 with PyTorch, fp16 with fp32; int8 is judged by the AP it loses.
+
+    Example: `heatnas export run/best.safetensors --out exported --precision int8 --data shapes`
+    """
+    from importlib.metadata import version  # noqa: PLC0415
+
+    from server.progress import Steps  # noqa: PLC0415
+    from supernet.deployment import Measuring, deploy  # noqa: PLC0415
+    from supernet.manifest import Precision  # noqa: PLC0415
+
+    wanted = {Precision(name) for name in precision or ()}
+    if Precision.INT8 in wanted and data is None:
+        fail("--precision int8 needs images to calibrate on: name a data set in COCO format with --data")
+    steps = Steps(sys.stderr)
+    try:
+        manifest = deploy(
+            checkpoint,
+            out,
+            version=version("heatnas"),
+            batch=batch,
+            precisions=wanted,
+            measuring=None if data is None else Measuring(data, calibration_images, threads),
+            tell=steps.begin,
+        )
+    finally:
+        steps.close()
+    typer.echo(json.dumps(manifest.model_dump(mode="json")) if as_json else _text(out, manifest))
+
+
+def _text(out: Path, manifest: "Manifest") -> str:
+    """Say what was written, and what each precision costs."""
+    from server.console import number, table  # noqa: PLC0415
+
+    def row(file: "ExportedFile") -> tuple[str, ...]:
+        ap = None if file.evaluation is None else file.evaluation.ap
+        cost = None if file.ap_cost is None else 100 * file.ap_cost
+        return (
+            str(out / file.name), f"{file.bytes / 2**20:.2f}", number(ap, ".4f"), number(cost, "+.2f"), file.sha256[:16]
+        )  # fmt: skip
+
+    lines = [table(("file", "MiB", "AP", "AP points lost", "SHA-256"), map(row, manifest.files))]
+    shape = "x".join(map(str, manifest.preprocessing.shape))
+    lines.append(f"opset {manifest.opset}, input {shape}, classes {', '.join(manifest.classes)}")
+    if manifest.evaluated_on is None:
+        lines.append("accuracy is unmeasured: name a data set with --data")
+    else:
+        lines.append(f"AP on {manifest.evaluated_on} in ONNX Runtime on the CPU")
+    return "\n".join([*lines, f"manifest: {out / 'manifest.json'}"])
