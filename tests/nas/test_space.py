@@ -16,7 +16,10 @@ from nas.sampling import random_config
 from nas.space import SPACE_NAMES, Move, SearchSpace, StageChoices, named_space
 from tests.planted_space import every_config, small_space
 
-SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES} | {"stride 16": small_space(stride=16)}
+SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES} | {
+    "stride 16": small_space(stride=16),
+    "heatdetr-nano@cuda": named_space("heatdetr-nano@cuda", classes=3),
+}
 BLOCKS = {name: frozenset(space.all_blocks()) for name, space in SPACES.items()}
 
 

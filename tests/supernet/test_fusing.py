@@ -9,10 +9,10 @@ from supernet.export import randomise_detector, randomise_statistics
 from supernet.fusing import fuse
 from supernet.layers.head import RawPrediction, decode, score
 from supernet.layers.window_attention import RelativePosition
-from tests.supernet.block_samples import BLOCKS, NANO, random_inputs
+from tests.supernet.block_samples import BLOCKS, MAP_BLOCKS, NANO, random_inputs
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind is not Kind.HEAD], ids=lambda b: b.label)
+@pytest.mark.parametrize("block", [b for b in (*BLOCKS, *MAP_BLOCKS) if b.kind is not Kind.HEAD], ids=lambda b: b.label)
 @torch.no_grad()
 def test_fused_computes_what_the_training_form_computes(block: Block) -> None:
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ def test_fused_detector_gives_the_decoded_prediction(config: Config) -> None:
     assert (scores - score(raw)).abs().max() <= 1e-11
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.label)
+@pytest.mark.parametrize("block", [*BLOCKS, *MAP_BLOCKS], ids=lambda block: block.label)
 def test_no_training_layer_is_left(block: Block) -> None:
     deployed = fuse(build_block(block))
     assert not any(
