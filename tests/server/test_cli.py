@@ -197,7 +197,7 @@ def test_a_detector_is_trained_scored_and_taken_up(tmp_path: Path) -> None:
         (["--stride", "8"], "stride 8 is not offered: choose 32, or 16 for small objects"),
         (
             ["--space", "heatdetr@gpu"],
-            "space 'heatdetr@gpu' asks for the unknown runtime profile 'gpu': choose one of heatdetr@cpu, heatdetr@cuda",
+            "space 'heatdetr@gpu' asks for the unknown runtime profile 'gpu': choose one of heatdetr@cpu",
         ),
         (["--image", "100x100"], "input size 100x100 is not in heatdetr-edge: choose one of 256x256"),
     ],
