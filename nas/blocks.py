@@ -12,6 +12,7 @@ contain equal blocks share one measured row. The names are those of the paper; w
 
 from enum import StrEnum
 from functools import cached_property
+from typing import Literal
 
 from pydantic import Field
 
@@ -93,6 +94,7 @@ class Upsample(StrEnum):
 LOCAL_KINDS = (Kind.REP_CNN, Kind.WMSA, Kind.SWMSA)
 GLOBAL_KINDS = (Kind.XCA, Kind.ATTENTION, Kind.SPARSE_ATTENTION)
 TOKEN_KINDS = frozenset({Kind.WMSA, Kind.SWMSA, *GLOBAL_KINDS, Kind.PROJECT, Kind.SPLIT_PROJECT})
+LINEAR_KINDS = TOKEN_KINDS | {Kind.SAM, Kind.UP}
 
 
 class Block(Value):
@@ -117,6 +119,8 @@ class Block(Value):
         kernel: side of the convolution of ENTRY, ALIGN, SAM and SCM; None for 3.
         stem_divisors: D1 over the channels of the first two convolutions (STEM only); None for 4 and 2.
         upsample: how SAM and UP enlarge the coarse map; None for the deconvolution.
+        linear_layout: the layout that the Linears of LINEAR_KINDS work in, spatial (as 1x1 convolutions); None for
+            tokens.
     """
 
     kind: Kind
@@ -134,6 +138,7 @@ class Block(Value):
     kernel: int | None = Field(None, ge=1)
     stem_divisors: tuple[int, int] | None = None
     upsample: Upsample | None = None
+    linear_layout: Literal[Layout.SPATIAL] | None = None
 
     @cached_property
     def key(self) -> str:
@@ -159,18 +164,19 @@ class Block(Value):
     @property
     def gives(self) -> Layout:
         """The layout in which the block leaves its output."""
-        return gives(self.kind)
+        return gives(self.kind, self.linear_layout)
 
     @property
     def label(self) -> str:
-        """A short name for people, such as `wmsa 96 @24x24 tokens`."""
+        """A short name for people, such as `wmsa 96 @24x24 tokens`, with `1x1` where its Linears are convolutions."""
         channels = str(self.channels_in)
         if self.channels_in != self.channels_out:
             channels = f"{self.channels_in}->{self.channels_out}"
         received = "+".join(layout.value for layout in self.layouts)
-        return f"{self.kind.value} {channels} @{self.height}x{self.width} {received}"
+        convolves = " 1x1" if self.linear_layout is Layout.SPATIAL else ""
+        return f"{self.kind.value} {channels} @{self.height}x{self.width} {received}{convolves}"
 
 
-def gives(kind: Kind) -> Layout:
-    """Return the layout in which blocks of a kind leave their output."""
-    return Layout.TOKENS if kind in TOKEN_KINDS else Layout.SPATIAL
+def gives(kind: Kind, linear_layout: Layout | None) -> Layout:
+    """Return the layout in which blocks of a kind leave their output, by the layout that their Linears work in."""
+    return Layout.TOKENS if kind in TOKEN_KINDS and linear_layout is not Layout.SPATIAL else Layout.SPATIAL

@@ -269,7 +269,8 @@ class _Search:
             yield (layout, occupied), labels.plus(0.0, values[Kind.IDENTITY])
             for code, kind in enumerate(self.space.stages[index].local_kinds, start=1):
                 row_ms = self.slot_ms[index, width, kind, layout]
-                yield (gives(kind), True), labels.plus(row_ms, values[kind], code << (_CODE_BITS * slot))
+                left = gives(kind, self.space.structure.linear_layout)
+                yield (left, True), labels.plus(row_ms, values[kind], code << (_CODE_BITS * slot))
 
     def _read(self, latency: LatencyModel, config: Config, walked: tuple[Site, ...]) -> None:
         """Note the rows of one walk: its slots and closing blocks one by one, the rest summed per stage."""

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
-from nas.blocks import GLOBAL_KINDS, MLP_RATIO, STEM_DIVISORS, Activation, Block, Kind, Layout, Upsample
+from nas.blocks import GLOBAL_KINDS, LINEAR_KINDS, MLP_RATIO, STEM_DIVISORS, Activation, Block, Kind, Layout, Upsample
 from nas.config import Config
 from nas.values import Value
 
@@ -70,6 +70,8 @@ class Structure(Value):
         token_mlp: the same in token attention outside the TCM.
         tcm_mlp: the same in the global blocks of the TCM.
         scm_mlp: the same in the down-sampling attention of the SCM.
+        linear_layout: the layout that Linears work in, spatial (as 1x1 convolutions, every map stays so); None for
+            tokens. Neither weights nor results depend on it.
     """
 
     classes: int
@@ -94,6 +96,7 @@ class Structure(Value):
     token_mlp: int | None = None
     tcm_mlp: int | None = None
     scm_mlp: int | None = None
+    linear_layout: Literal[Layout.SPATIAL] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -279,6 +282,7 @@ class _Walk:
             layouts=tuple(feature.layout for feature in inputs),
             activation=self.structure.activation if kind not in _WITHOUT_ACTIVATION else None,
             kept_tokens=self._kept(first.height * first.width) if kind is Kind.SPARSE_ATTENTION else None,
+            linear_layout=self.structure.linear_layout if kind in LINEAR_KINDS else None,
             **self._deviations(kind, in_tcm=stream in T1_STREAMS + T2_STREAMS, widens=first.channels != channels),
         )
         self.sites.append(Site(name, block, tuple(feature.name for feature in inputs), stream, stage))

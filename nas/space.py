@@ -10,6 +10,7 @@ from nas.blocks import GLOBAL_KINDS, LOCAL_KINDS, PREDICTION_STRIDE, Activation,
 from nas.config import Config, Stage
 from nas.errors import InvalidConfig, UnknownSpace
 from nas.network import Site, Structure, sites
+from nas.runtime_profile import RuntimeProfile, fitted
 from nas.values import Value
 
 WIDTH_STEP = 32
@@ -276,13 +277,25 @@ class Move(Value):
 def named_space(name: str, *, classes: int) -> SearchSpace:
     """Return a space of the product for a number of object classes.
 
+    `NAME@PROFILE` is the space with the layout and activation of a runtime profile. `NAME` alone is bound to none: on
+    tokens, with the paper's GELU in heatdetr, Hardswish in heatdetr-edge and ReLU in heatdetr-nano.
+
     Raises:
-        UnknownSpace: no space has this name.
+        UnknownSpace: no space or no profile has this name.
     """
-    if name not in _SPACES:
+    base, at, profile = name.partition("@")
+    if base not in _SPACES:
         raise UnknownSpace(f"space {name!r} is unknown: choose one of {', '.join(SPACE_NAMES)}")
-    space = _SPACES[name]
-    return space.model_copy(update={"structure": space.structure.model_copy(update={"classes": classes})})
+    space = _SPACES[base]
+    structure = space.structure.model_copy(update={"classes": classes})
+    if at:
+        if profile not in tuple(RuntimeProfile):
+            raise UnknownSpace(
+                f"space {name!r} asks for the unknown runtime profile {profile!r}: choose one of "
+                f"{', '.join(f'{base}@{known}' for known in RuntimeProfile)}, or {base} for none"
+            )
+        structure = fitted(structure, RuntimeProfile(profile))
+    return space.model_copy(update={"name": name, "structure": structure})
 
 
 def _stages(
@@ -343,7 +356,12 @@ _SPACES = {
 }
 
 SPACE_NAMES = tuple(_SPACES)
-"""The spaces `named_space` knows."""
+"""The spaces `named_space` knows, without a runtime profile."""
+
+SPACE_HELP = f"one of {', '.join(SPACE_NAMES)}; " + ", ".join(
+    f"NAME@{profile} is the space for {profile.runtime}" for profile in RuntimeProfile
+)
+"""How a space is named, in words."""
 
 
 def _patterns(choices: StageChoices) -> list[tuple[tuple[Kind, ...], Kind]]:

@@ -299,11 +299,16 @@ def cancel(
 
 @app.command()
 def spaces() -> None:
-    """List the search spaces.
+    """List the search spaces, and what each is built for: alone, or with a runtime profile as NAME@PROFILE.
+
+    A profile chooses layout and activation. The activation is part of the weights: name it before training, as in
+    `heatnas supernet --space heatdetr-edge@cpu`.
 
     Example: `heatnas spaces`
     """
+    from nas.blocks import Layout  # noqa: PLC0415
     from nas.macs import gmacs  # noqa: PLC0415
+    from nas.runtime_profile import RuntimeProfile  # noqa: PLC0415
     from nas.space import SPACE_NAMES, named_space  # noqa: PLC0415
     from server.console import table  # noqa: PLC0415
 
@@ -314,6 +319,12 @@ def spaces() -> None:
         low, high = (gmacs(space.blocks(config)) for config in (space.smallest(), space.largest()))
         rows.append((name, inputs, f"{low:.3f}", f"{high:.3f}", str(len(space.all_blocks()))))
     typer.echo(table(("space", "input sizes", "smallest GMACs", "largest GMACs", "table rows"), rows))
+    profiles = [(f"{name}@{profile}", profile.runtime) for profile in RuntimeProfile for name in SPACE_NAMES]
+    built = []
+    for name, runtime in (*((name, "no runtime in particular") for name in SPACE_NAMES), *profiles):
+        has = named_space(name, classes=3).structure
+        built.append((name, runtime, has.linear_layout or Layout.TOKENS, has.activation))
+    typer.echo("\n" + table(("space", "built for", "layout of Linears", "activation"), built))
 
 
 def missing_module(error: ModuleNotFoundError) -> str:

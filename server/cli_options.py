@@ -39,7 +39,10 @@ TokenOption = Annotated[
 ]
 DetachOption = Annotated[bool, typer.Option("--detach", help="Submit and return; do not wait for the job.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed: the same again gives the same.")]
-SpaceOption = Annotated[str, typer.Option(help="Search space; `heatnas spaces` lists them.")]
+SpaceOption = Annotated[
+    str,
+    typer.Option(help="Search space, alone or for a runtime, such as heatdetr-edge@cpu; `heatnas spaces` lists them."),
+]
 DeviceOption = Annotated[str, typer.Option(help="Device, as its agent was named.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="Threads of the runtime; each has its own table.")]
 SecondsOption = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from nas.space import SPACE_NAMES
+from nas.space import SPACE_HELP
 from profiler.wire import Execution, Name, Text
 
 Solver = Literal["thin_all_stages", "thin_paper", "exact"]
@@ -26,6 +26,7 @@ Seconds = Annotated[
     ),
 ]
 MEASURE_SECONDS = 20.0
+SPACE_DESCRIPTION = f"Search space: {SPACE_HELP}."
 
 
 class Parameters(BaseModel):
@@ -46,7 +47,7 @@ class Parameters(BaseModel):
 class TrainParameters(Parameters):
     """Train a supernet on the procedural data set and read its importance."""
 
-    space: Id = Field("heatdetr-nano", description=f"Search space: one of {', '.join(SPACE_NAMES)}.")
+    space: Id = Field("heatdetr-nano", description=SPACE_DESCRIPTION)
     images: int = Field(1200, ge=8, le=100_000, description="Training images that are drawn.")
     steps: int = Field(
         320, ge=1, le=1_000_000, description="Optimiser steps of the weights; half as many follow for r."
@@ -61,7 +62,7 @@ class ProfileParameters(Parameters):
     """Measure every block of a space on a device and publish the lookup table."""
 
     device: Name
-    space: Id = "heatdetr-nano"
+    space: Id = Field("heatdetr-nano", description=SPACE_DESCRIPTION)
     classes: int = Field(3, ge=1, le=10_000)
     threads: Threads = 1
     references: int = Field(6, ge=1, le=200, description="Whole networks measured to calibrate sums of blocks.")

@@ -27,14 +27,14 @@ class Mixture(nn.Module):
 
     Attributes:
         kinds: the candidates, in the order of the gates; the identity last.
-        gives: the layout of the output: spatial where the identity is a candidate, tokens otherwise.
+        gives: the layout of the output: spatial where the identity is a candidate, that of the candidates otherwise.
     """
 
     def __init__(self, blocks: Sequence[Block], *, identity: bool) -> None:
         super().__init__()
         self.blocks = {block.kind: block for block in blocks}
         self.kinds = (*self.blocks, *([Kind.IDENTITY] if identity else []))
-        self.gives = Layout.SPATIAL if identity else Layout.TOKENS
+        self.gives = Layout.SPATIAL if identity else blocks[0].gives
         self.candidates = nn.ModuleDict({block.kind.value: build_block(block) for block in blocks})
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Measure how fast the deployed HeatDETR graph runs for the work it does, beside other real-time detectors.
 
-Measures: heatdetr-tiny exported at 640x640, one thread, ONNX Runtime on the CPU; against RT-DETR-R18 and DETR-R50,
-built by the package `transformers` (null with a reason where it is missing) and exported by the same PyTorch exporter
-at the same opset. Random weights: time does not depend on them. `ms` is the median of the hot runs, timed as
+Measures: heatdetr-tiny in the runtime profile of ONNX Runtime on CPUs (`heatdetr@cpu`; `--profile cpu cuda` takes the
+other one as well), exported at 640x640, one thread, ONNX Runtime on the CPU; against RT-DETR-R18 and DETR-R50, built by
+the package `transformers` (null with a reason where it is missing) and exported by the same PyTorch exporter at the
+same opset. Random weights: time does not depend on them. `ms` is the median of the hot runs, timed as
 the agent does: interleaved, with emptied caches in between; `spread_pct` is the width of its 95 % interval. MACs of
 HeatDETR are those of `nas.macs`, those of the others are counted by PyTorch. Takes three minutes; `--quick` one.
 """
@@ -16,6 +17,7 @@ from _common import Options, command_line, note, options, report
 
 from nas.macs import gmacs
 from nas.named import named_config
+from nas.runtime_profile import RuntimeProfile
 from nas.space import named_space
 from profiler.caches import make_eviction
 from profiler.session import open_session
@@ -37,9 +39,13 @@ Network = tuple[bytes, float]
 
 def main() -> None:
     """Export, measure and print."""
-    chosen = options(command_line(__doc__).parse_args())
+    parser = command_line(__doc__)
+    known = [profile.value for profile in RuntimeProfile]
+    parser.add_argument("--profile", nargs="+", choices=known, default=known[:1], help="runtime profiles to measure")
+    arguments = parser.parse_args()
+    chosen = options(arguments)
     torch.manual_seed(chosen.seed)
-    networks = {OURS: build_ours()}
+    networks = {f"{OURS}@{profile}": build_ours(profile) for profile in arguments.profile}
     rows: dict[str, dict[str, object]] = {}
     for name in PEERS:
         if find_spec("transformers"):
@@ -52,15 +58,10 @@ def main() -> None:
     report(chosen, {"image": IMAGE, "threads": 1, "opset": OPSET, **rows}, table)
 
 
-def build_ours() -> Network:
-    """Export heatdetr-tiny as it is deployed on a CPU: every token passes the MLP.
-
-    Which tokens are the best is chance with random weights, where attention is nearly even: PyTorch and ONNX Runtime
-    choose others, and no parity can be shown. On a CPU the sparsity saves about 4 % of the work.
-    """
-    note(f"exporting {OURS}")
-    sparse = named_space("heatdetr", classes=80)
-    space = sparse.model_copy(update={"structure": sparse.structure.model_copy(update={"keep": 1.0})})
+def build_ours(profile: str) -> Network:
+    """Export heatdetr-tiny of a runtime profile."""
+    note(f"exporting {OURS}@{profile}")
+    space = named_space(f"heatdetr@{profile}", classes=80)
     config = named_config(OURS, space, image=IMAGE)
     torch.manual_seed(0)
     detector = HeatDETR(space, config).eval()

@@ -22,7 +22,7 @@ from nas.blocks import Kind
 from nas.config import Config
 from nas.importance import Importance
 from nas.macs import gmacs
-from nas.space import SearchSpace, named_space
+from nas.space import SPACE_HELP, SearchSpace, named_space
 from nas.thinning import best_path
 from supernet.batch_norm import reestimate_batch_norm
 from supernet.checkpoint import load_supernet
@@ -43,7 +43,7 @@ from supernet.training import (
 def main() -> None:
     """Train the seeds, compare their importance, score some subnets."""
     parser = command_line(__doc__)
-    parser.add_argument("--space", default="heatdetr-nano", help="name of the search space")
+    parser.add_argument("--space", default="heatdetr-nano", help=SPACE_HELP)
     parser.add_argument("--seeds", type=int, default=3, help="supernets to train, at least 2")
     parser.add_argument("--steps", type=int, default=TrainSettings().steps, help="optimiser steps of each")
     parser.add_argument("--images", type=int, default=1200, help="training images")

@@ -24,7 +24,7 @@ from scipy.stats import kendalltau
 from nas.config import Config
 from nas.latency import LatencyModel
 from nas.sampling import random_config
-from nas.space import SPACE_NAMES, SearchSpace, named_space
+from nas.space import SPACE_HELP, SearchSpace, named_space
 from profiler.caches import make_eviction
 from profiler.session import open_session
 from profiler.timing import measure_group
@@ -68,7 +68,7 @@ class Measured:
 def main() -> None:
     """Profile, measure and print."""
     parser = command_line(__doc__)
-    parser.add_argument("--space", choices=SPACE_NAMES, default="heatdetr-nano")
+    parser.add_argument("--space", default="heatdetr-nano", help=SPACE_HELP)
     parser.add_argument("--networks", type=int, default=20, help="random configs to measure")
     parser.add_argument("--threads", type=int, default=2, help="threads of the second table")
     arguments = parser.parse_args()

@@ -2,14 +2,16 @@
 
 from functools import lru_cache
 from importlib.metadata import version
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from sqlalchemy import select
 
 from lookup_tables.models import Device
 from nas.space import SPACE_NAMES, named_space
 from profiler.wire import Text
 from server.database import reading
+from server.parameters import SPACE_DESCRIPTION
 from server.routes.examples import EDGE, example
 from server.routes.paging import Classes
 from server.routes.refusals import UNKNOWN_SPACE
@@ -19,6 +21,8 @@ from server.services import Injected
 router = APIRouter(tags=["overview"])
 
 DEFAULT_CLASSES = 3
+
+SpaceName = Annotated[Text, Path(description=SPACE_DESCRIPTION)]
 
 
 @router.get(
@@ -35,14 +39,14 @@ def health(services: Injected) -> Health:
 
 @router.get("/spaces", summary="List the search spaces", responses=example({"items": [EDGE], "total": 1}))
 def list_spaces(classes: Classes = DEFAULT_CLASSES) -> Page[SpaceAnswer]:
-    """Show each space with its span in MACs and the table rows it needs."""
+    """Show each space, bound to no runtime, with its span in MACs and the table rows it needs."""
     spaces = [_describe(name, classes) for name in SPACE_NAMES]
     return page(spaces, len(spaces))
 
 
 @router.get("/spaces/{name}", summary="Describe one search space", responses={**example(EDGE), **UNKNOWN_SPACE})
-def get_space(name: Text, classes: Classes = DEFAULT_CLASSES) -> SpaceAnswer:
-    """Return the space as JSON, for a number of object classes."""
+def get_space(name: SpaceName, classes: Classes = DEFAULT_CLASSES) -> SpaceAnswer:
+    """Return the space as JSON, for a number of object classes and, as `NAME@PROFILE`, for a runtime."""
     return _describe(name, classes)
 
 

@@ -14,6 +14,7 @@ from nas.blocks import Kind
 from nas.space import WIDTH_STEP, named_space
 from profiler.wire import Text
 from server.database import reading
+from server.parameters import SPACE_DESCRIPTION
 from server.routes.examples import EDITION, ROW, example
 from server.routes.paging import Classes, Limit, Offset
 from server.routes.refusals import NO_TABLE_HERE, TOO_LARGE, UNKNOWN_DEVICE, UNKNOWN_EDITION
@@ -21,6 +22,8 @@ from server.schemas import CoverageAnswer, EditionAnswer, ImportAnswer, Page, Ro
 from server.services import Injected, Services
 
 router = APIRouter(prefix="/tables", tags=["tables"])
+
+SpaceName = Annotated[Text, Query(description=SPACE_DESCRIPTION)]
 
 MAX_IMPORT_BYTES = 64 * 2**20
 """Largest export that is taken: thousands of rows with their raw samples."""
@@ -86,7 +89,7 @@ def list_rows(
         }
     ),
 )
-def get_coverage(services: Injected, edition: Text, space: Text, classes: Classes = 3) -> CoverageAnswer:
+def get_coverage(services: Injected, edition: Text, space: SpaceName, classes: Classes = 3) -> CoverageAnswer:
     """Compare the edition with a space, and name the command that measures what is missing."""
     table = services.tables.load(edition)
     found = coverage(table, named_space(space, classes=classes), device=table.device, threads=table.execution.threads)

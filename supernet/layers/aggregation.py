@@ -6,8 +6,8 @@ from torch.nn import functional
 from nas.blocks import Block, Upsample
 from supernet.layers.axes import Axis
 from supernet.layers.conv_bn import ConvBN
-from supernet.layers.layout import first_rows, first_spatial, to_rows, to_spatial
-from supernet.layers.linear_bn import LinearBN
+from supernet.layers.forms import form_of
+from supernet.layers.layout import first_spatial, to_spatial
 from supernet.layers.mlp import make_activation
 from supernet.layers.stem import convolution
 
@@ -15,37 +15,35 @@ from supernet.layers.stem import convolution
 class DoubleUp(nn.Module):
     """Learnt x2 up-sampling: a Linear to 4 sub-pixels per channel, then pixel shuffle; a 2x2 deconvolution, exactly."""
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.height, self.width = height, width
-        self.expand = LinearBN(channels, 4 * channels, reads=Axis.SECOND_IN, writes=Axis.OUT_SUBPIXELS)
+        self.layout = block.layouts[1]
+        self.form = form_of(block, coarse=True)
+        channels = block.channels_out
+        self.expand = self.form.linear(channels, 4 * channels, reads=Axis.SECOND_IN, writes=Axis.OUT_SUBPIXELS)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Take rows (B*h*w, C), return (B, C, 2h, 2w)."""
-        x: Tensor = self.expand(rows)
-        x = x.view(-1, self.height, self.width, x.shape[1] // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        return x.reshape(x.shape[0], x.shape[1], 2 * self.height, 2 * self.width)
+    def forward(self, coarse: Tensor) -> Tensor:
+        """Take the block's second input, return (B, C, H, W)."""
+        return self.form.shuffle(self.expand(self.form.enter(coarse, self.layout)))
 
 
 class NearestUp(nn.Module):
     """x2 up-sampling without weights: each cell four times."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.height, self.width = height, width
+        self.layout = block.layouts[1]
+        self.height, self.width = block.height // 2, block.width // 2
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Take rows (B*h*w, C), return (B, C, 2h, 2w)."""
-        x = rows.view(-1, self.height, self.width, rows.shape[1]).permute(0, 3, 1, 2)
+    def forward(self, coarse: Tensor) -> Tensor:
+        """Take the block's second input, return (B, C, H, W)."""
+        x = to_spatial(coarse, self.layout, self.height, self.width)
         return functional.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def _make_up(block: Block) -> nn.Module:
-    """Return what brings the coarse map to the resolution of a block's first input."""
-    height, width = block.height // 2, block.width // 2
-    if block.upsample is Upsample.NEAREST:
-        return NearestUp(height, width)
-    return DoubleUp(block.channels_out, height, width)
+    """Return what brings a block's second input to the resolution of its first."""
+    return NearestUp(block) if block.upsample is Upsample.NEAREST else DoubleUp(block)
 
 
 class SAM(nn.Module):
@@ -61,7 +59,7 @@ class SAM(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """Merge the fine map (H, W) with the coarse one (H/2, W/2)."""
         fine = self.activation(self.align(first_spatial(low, self.block)))
-        y: Tensor = fine + self.up(to_rows(high, self.block.layouts[1]))
+        y: Tensor = fine + self.up(high)
         return y
 
 
@@ -109,23 +107,24 @@ class Up(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Add the up-sampled coarse map to the fine one."""
-        y: Tensor = first_spatial(fine, self.block) + self.up(to_rows(coarse, self.block.layouts[1]))
+        y: Tensor = first_spatial(fine, self.block) + self.up(coarse)
         return y
 
 
 class Project(nn.Module):
-    """Linear - BN - activation on tokens: (B, N, C_out); opens T1 of the task-coupled module."""
+    """Linear - BN - activation: C_out channels; opens T1 of the task-coupled module."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
-        self.linear = LinearBN(block.channels_in, block.channels_out, reads=Axis.IN, writes=Axis.OUT)
+        self.form = form_of(block)
+        self.linear = self.form.linear(block.channels_in, block.channels_out, reads=Axis.IN, writes=Axis.OUT)
         self.activation = make_activation(block.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, C_out)."""
-        y: Tensor = self.activation(self.linear(first_rows(x, self.block)))
-        return y.view(-1, self.block.tokens, y.shape[1])
+        """Return the map in the layout that the block gives."""
+        x = self.form.enter(x, self.block.layouts[0])
+        return self.form.leave(self.activation(self.linear(x)))
 
 
 class SplitProject(nn.Module):
@@ -134,11 +133,12 @@ class SplitProject(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
+        self.form = form_of(block)
         self.middle = block.channels_in // 2
-        self.linear = LinearBN(self.middle, block.channels_out, reads=Axis.IN_SECOND_HALF, writes=Axis.OUT)
+        self.linear = self.form.linear(self.middle, block.channels_out, reads=Axis.IN_SECOND_HALF, writes=Axis.OUT)
         self.activation = make_activation(block.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, C_out)."""
-        y: Tensor = self.activation(self.linear(first_rows(x, self.block)[:, self.middle :]))
-        return y.view(-1, self.block.tokens, y.shape[1])
+        """Return the map in the layout that the block gives."""
+        x = self.form.enter(x, self.block.layouts[0])
+        return self.form.leave(self.activation(self.linear(x[:, self.middle :])))

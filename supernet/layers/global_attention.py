@@ -7,8 +7,8 @@ from nas.blocks import HEAD_WIDTH, XCA_HEADS, Activation, Block, Layout
 from supernet.layers.axes import Axis
 from supernet.layers.conv_bn import ConvBN
 from supernet.layers.drop_path import DropPath
-from supernet.layers.layout import first_rows, to_rows
-from supernet.layers.linear_bn import ChannelLinearBN, LinearBN
+from supernet.layers.forms import Rows, form_of
+from supernet.layers.layout import to_rows
 from supernet.layers.mlp import MLP, make_activation
 
 NORM_FLOOR = 1e-3
@@ -16,7 +16,7 @@ NORM_FLOOR = 1e-3
 
 
 class XCA(nn.Module):
-    """x += proj(softmax(t q^ k^T) v) over channels; x += LPI(x); x += MLP(x), leaving tokens (B, H*W, C).
+    """x += proj(softmax(t q^ k^T) v) over channels; x += LPI(x); x += MLP(x).
 
     q^ and k^ are L2-normalised along the tokens (XCiT). q and k are first divided by sqrt(H*W), which changes nothing
     but keeps the sums of squares small enough for float16; the norms divide the small (c x c) product, not the maps.
@@ -26,36 +26,37 @@ class XCA(nn.Module):
         super().__init__()
         self.block = block
         channels = block.channels_in
+        self.form = form_of(block)
         scale = torch.ones(3, channels)
         scale[:2] = block.tokens**-0.5
-        self.qkv = ChannelLinearBN(
+        self.qkv = self.form.channel_linear(
             channels, 3 * channels, reads=Axis.IN, writes=Axis.XCA_INNER, row_scale=scale.flatten()
         )
         self.temperature = nn.Parameter(torch.ones(XCA_HEADS, 1, 1))
-        self.proj = ChannelLinearBN(channels, channels, reads=Axis.XCA_INNER, writes=Axis.OUT, last=True)
+        self.proj = self.form.channel_linear(channels, channels, reads=Axis.XCA_INNER, writes=Axis.OUT, last=True)
         self.lpi = LocalPatchInteraction(channels, block.activation)
-        self.mlp = MLP(block)
+        self.mlp = MLP(block, self.form)
         self.drop = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend and mix neighbours on channel-major maps, then run the MLP on tokens."""
-        x = x.transpose(1, 2) if self.block.layouts[0] is Layout.TOKENS else x.flatten(2)
+        """Attend and mix neighbours with the channels first, then run the MLP; return the layout the block gives."""
         images = len(x)
+        x = self.form.channels_first(x, self.block.layouts[0])
         x = x + self.drop(self.proj(self.attend(self.qkv(x))), images)
-        spatial = x.view(*x.shape[:2], self.block.height, self.block.width)
-        rows: Tensor = to_rows(spatial + self.drop(self.lpi(spatial), images), Layout.SPATIAL)
-        rows = rows + self.drop(self.mlp(rows), images)
-        return rows.view(x.shape[0], self.block.tokens, -1)
+        spatial = self.form.spatial(x)
+        x = self.form.enter(spatial + self.drop(self.lpi(spatial), images), Layout.SPATIAL)
+        x = x + self.drop(self.mlp(x), images)
+        return self.form.leave(x)
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Attend between channels: (B, 3 * C, N) -> (B, C, N)."""
-        heads = qkv.view(qkv.shape[0], 3 * XCA_HEADS, -1, qkv.shape[2])
+        """Attend between channels: (B, 3 * C, ...positions) -> (B, C, ...positions)."""
+        heads = qkv.reshape(qkv.shape[0], 3 * XCA_HEADS, -1, self.block.tokens)
         query, key, value = torch.split(heads, XCA_HEADS, dim=1)
         # Squares and a sum: ONNX Runtime's ReduceL2 takes three times as long.
         norms = [(part * part).sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt() for part in (query, key)]
         scores = query @ key.transpose(-2, -1) * (self.temperature / norms[0]) / norms[1].transpose(-2, -1)
         mixed: Tensor = scores.softmax(dim=-1) @ value
-        return mixed.flatten(1, 2)
+        return mixed.view(qkv.shape[0], qkv.shape[1] // 3, *qkv.shape[2:])
 
 
 class LocalPatchInteraction(nn.Module):
@@ -74,50 +75,51 @@ class LocalPatchInteraction(nn.Module):
 
 
 class Attention(nn.Module):
-    """x += proj(softmax(q k^T / sqrt(32)) v); x[kept] += MLP(x[kept]), on tokens (B, N, C) with C/32 heads.
+    """x += proj(softmax(q k^T / sqrt(32)) v); x[kept] += MLP(x[kept]), with C/32 heads over N tokens.
 
     With `kept_tokens` = K < N only the K tokens that receive most attention pass the MLP (paper: sparsity < 18 %); the
-    others keep their value and their place.
+    others keep their value and their place. Tokens are chosen among rows, whatever the layout.
     """
 
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
         channels = block.channels_in
+        self.form = form_of(block)
         self.heads = channels // HEAD_WIDTH
         per_head = torch.ones(3 * HEAD_WIDTH)
         per_head[:HEAD_WIDTH] = HEAD_WIDTH**-0.5
-        self.qkv = LinearBN(
+        self.qkv = self.form.linear(
             channels, 3 * channels, reads=Axis.IN, writes=Axis.INNER, row_scale=per_head.repeat(self.heads)
         )
-        self.proj = LinearBN(channels, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
-        self.mlp = MLP(block)
+        self.proj = self.form.linear(channels, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
+        self.kept = None if block.kept_tokens == block.tokens else block.kept_tokens
+        self.mlp = MLP(block, self.form if self.kept is None else Rows(block.height, block.width))
         self.drop = DropPath()
         if block.kept_tokens is not None and block.kept_tokens < block.tokens:
             self.order = TokenOrder(tokens=block.tokens, kept=block.kept_tokens)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, C)."""
-        x = first_rows(x, self.block)
+        """Return the map in the layout that the block gives."""
+        images = len(x)
+        x = self.form.enter(x, self.block.layouts[0])
         mixed, weights = self.attend(self.qkv(x))
-        images = len(x) // self.block.tokens
         x = x + self.drop(self.proj(mixed), images)
-        kept = self.block.kept_tokens
-        if kept is None or kept == self.block.tokens:
-            x = x + self.drop(self.mlp(x), images)
-            return x.view(-1, self.block.tokens, x.shape[1])
+        if self.kept is None:
+            return self.form.leave(x + self.drop(self.mlp(x), images))
+        rows = to_rows(self.form.leave(x), self.block.gives)
         # Two means of one axis each: ONNX Runtime takes ten times as long for both axes at once.
-        return self._sparse_mlp(x, received=weights.mean(dim=2).mean(dim=1), kept=self.order.now)
+        tokens = self._sparse_mlp(rows, received=weights.mean(dim=2).mean(dim=1), kept=self.order.now)
+        return self.form.leave(self.form.enter(tokens, Layout.TOKENS))
 
     def attend(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mixed values (B*N, C) and the attention weights (B, heads, N, N): query, key."""
-        parts = qkv.view(-1, self.block.tokens, self.heads, 3 * HEAD_WIDTH).transpose(1, 2)
-        query, key, value = torch.split(parts, HEAD_WIDTH, dim=-1)
+        """Return the mixed values in the block's form and the attention weights (B, heads, N, N): query, key."""
+        query, key, value = torch.split(self.form.heads(qkv, self.heads), HEAD_WIDTH, dim=-1)
         weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
-        return (weights @ value).transpose(1, 2).reshape(-1, self.heads * HEAD_WIDTH), weights
+        return self.form.join(weights @ value), weights
 
     def _sparse_mlp(self, x: Tensor, *, received: Tensor, kept: int) -> Tensor:
-        """Run the MLP on the `kept` tokens with the highest received attention (B, N), all in one dense tensor."""
+        """Run the MLP on the `kept` rows with the highest received attention (B, N), all in one: (B, N, C)."""
         tokens = self.block.tokens
         order: Tensor = self.order(received)
         ordered = _take(x, order).view(-1, tokens, x.shape[1])

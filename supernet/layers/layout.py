@@ -1,6 +1,6 @@
 """Feature maps as (batch, channels, height, width) or as tokens (batch, height * width, channels), and between them.
 
-Inside a block tokens are rows (batch * height * width, channels), so that every Linear is one plain matrix product.
+How they lie inside a block: `supernet.layers.forms`.
 """
 
 from torch import Tensor
@@ -28,8 +28,3 @@ def to_rows(x: Tensor, layout: Layout) -> Tensor:
 def first_spatial(x: Tensor, block: Block) -> Tensor:
     """Return the block's first input as (B, C, H, W)."""
     return to_spatial(x, block.layouts[0], block.height, block.width)
-
-
-def first_rows(x: Tensor, block: Block) -> Tensor:
-    """Return the block's first input as (B*H*W, C)."""
-    return to_rows(x, block.layouts[0])

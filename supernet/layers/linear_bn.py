@@ -4,6 +4,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from supernet.layers.axes import NORM_TENSORS, Axis, Writer
 
@@ -15,9 +16,11 @@ class LinearBN(nn.Module, Writer):
         reads: what the input channels stand for.
         writes: what the output channels stand for.
         last: whether it ends a residual branch; its gamma then starts at 0.
+        norm_type: the BatchNorm for the form that it works on.
     """
 
     row_scale: Tensor | None
+    norm_type: type[nn.BatchNorm1d | nn.BatchNorm2d] = nn.BatchNorm1d
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class LinearBN(nn.Module, Writer):
         self.reads, self.writes = reads, writes
         self.linear = nn.Linear(channels_in, channels_out, bias=False)
         nn.init.trunc_normal_(self.linear.weight, std=channels_in**-0.5)
-        self.norm = nn.BatchNorm1d(channels_out)
+        self.norm = self.norm_type(channels_out)
         if last:
             nn.init.zeros_(self.norm.weight)
         self.register_buffer("row_scale", row_scale, persistent=False)
@@ -88,6 +91,24 @@ class ChannelLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply from the left."""
         return torch.matmul(self.weight, x) + self.bias
+
+
+class MapLinearBN(LinearBN):
+    """The same weights on maps: (B, C_in, H, W) -> (B, C_out, H, W); a 1x1 convolution when deployed."""
+
+    norm_type = nn.BatchNorm2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel over batch and positions."""
+        y: Tensor = self.norm(functional.conv2d(x, self.linear.weight[:, :, None, None]))
+        return y if self.row_scale is None else y * self.row_scale[:, None, None]
+
+    def fused(self) -> nn.Module:
+        """Return the equivalent 1x1 convolution with bias."""
+        weight, bias = self.folded()
+        conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+        conv.weight, conv.bias = nn.Parameter(weight[:, :, None, None]), nn.Parameter(bias)
+        return conv
 
 
 def fold_batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

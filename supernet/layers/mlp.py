@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nas.blocks import Activation, Block
 from supernet.layers.axes import Axis
-from supernet.layers.linear_bn import LinearBN
+from supernet.layers.forms import Form
 
 
 def make_activation(activation: Activation | None) -> nn.Module:
@@ -24,14 +24,14 @@ def make_activation(activation: Activation | None) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """LinearBN to the hidden channels, activation, LinearBN back, on rows (B*N, C); the caller adds the residual."""
+    """Linear-BN to the hidden channels, activation, Linear-BN back, on a form; the caller adds the residual."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, form: Form) -> None:
         super().__init__()
         channels, hidden = block.channels_in, block.hidden
-        self.expand = LinearBN(channels, hidden, reads=Axis.IN, writes=Axis.INNER)
+        self.expand = form.linear(channels, hidden, reads=Axis.IN, writes=Axis.INNER)
         self.activation = make_activation(block.activation)
-        self.reduce = LinearBN(hidden, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
+        self.reduce = form.linear(hidden, channels, reads=Axis.INNER, writes=Axis.OUT, last=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the branch, without the residual."""

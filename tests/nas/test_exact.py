@@ -154,7 +154,7 @@ def test_all_the_missing_rows_are_named_at_once(space: SearchSpace, kept: int) -
         assert caught.value.blocks == blocks[kept:]
 
 
-@pytest.mark.parametrize("name", ["heatdetr", "heatdetr-edge", "heatdetr-nano"])
+@pytest.mark.parametrize("name", ["heatdetr", "heatdetr-edge", "heatdetr-nano", "heatdetr-nano@cuda"])
 def test_no_random_config_beats_the_front_of_a_large_space(name: str) -> None:
     space, rng = named_space(name, classes=3), np.random.default_rng(0)
     size = space.images[0]

@@ -20,6 +20,7 @@ from tests.planted_space import blocks_of, every_config, every_walk, small_space
 SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES} | {
     "stride 16": small_space((16,)),
     "both strides": small_space((16, 32)),
+    "heatdetr-nano@cuda": named_space("heatdetr-nano@cuda", classes=3),
 }
 
 

@@ -44,6 +44,7 @@ def test_identity_is_a_hash_of_canonical_json() -> None:
         {"kernel": 1},
         {"stem_divisors": (2, 1)},
         {"upsample": Upsample.NEAREST},
+        {"linear_layout": Layout.SPATIAL},
     ],
 )
 def test_every_field_of_a_block_is_part_of_its_key(change: dict[str, object]) -> None:

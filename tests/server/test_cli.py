@@ -99,6 +99,10 @@ def test_spaces_are_listed_on_a_base_install() -> None:
     assert lines[0].split() == ["space", "input", "sizes", "smallest", "GMACs", "largest", "GMACs", "table", "rows"]
     nano = next(line for line in lines if line.startswith("heatdetr-nano "))
     assert nano.split()[-1] == str(len(named_space("heatdetr-nano", classes=3).all_blocks()))
+    built = [line.split() for line in lines[lines.index("") + 2 :]]
+    assert ["heatdetr", "no", "runtime", "in", "particular", "tokens", "gelu"] in built
+    assert ["heatdetr@cpu", "ONNX", "Runtime", "on", "CPUs", "tokens", "hardswish"] in built
+    assert ["heatdetr@cuda", "CUDA", "and", "TensorRT", "spatial", "gelu"] in built
 
 
 def test_table_3_is_counted_on_a_base_install() -> None:
@@ -228,6 +232,10 @@ def test_a_detector_starts_from_a_pretrained_backbone(tmp_path: Path) -> None:
             "no.json cannot be read (No such file or directory): name the config.json of an answer",
         ),
         (["--stride", "8"], "stride 8 is not in heatdetr-edge: choose 16 or 32, or another space"),
+        (
+            ["--space", "heatdetr@gpu"],
+            "space 'heatdetr@gpu' asks for the unknown runtime profile 'gpu': choose one of heatdetr@cpu",
+        ),
         (["--image", "100x100"], "input size 100x100 is not in heatdetr-edge: choose one of 256x256"),
     ],
 )

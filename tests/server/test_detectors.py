@@ -23,6 +23,12 @@ def test_a_detector_of_table_3() -> None:
     assert config == named_config("heatdetr-small", space, image=(640, 640))
 
 
+def test_a_detector_of_table_3_for_a_runtime() -> None:
+    space, config = choose("heatdetr-small", "heatdetr@cuda", (640, 640), stride=32, classes=80)
+    assert space == named_space("heatdetr@cuda", classes=80)
+    assert config == named_config("heatdetr-small", space, image=(640, 640))
+
+
 def test_a_finer_prediction_map() -> None:
     for name, asked, cells in (
         ("largest", None, 40),

@@ -5,6 +5,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from nas.macs import gmacs
+from nas.space import named_space
 from tests.server.webs import DEVICE, NANO, block_ns, open_web, plant_supernet, plant_table, services
 
 UNKNOWN_SUPERNET = (
@@ -67,6 +68,16 @@ def test_spaces_tell_their_span_and_rows(web: TestClient) -> None:
         status, error, message = refusal(web.get(path, params={"classes": 0, "space": "heatdetr-nano"}))
         assert (status, error) == (422, "InvalidRequest")
         assert message == "query.classes: Input should be greater than or equal to 1 (got '0')"
+    fitted = web.get("/v1/spaces/heatdetr-nano@cuda").json()
+    assert (fitted["name"], fitted["id"]) == ("heatdetr-nano@cuda", named_space("heatdetr-nano@cuda", classes=3).id)
+    assert fitted["rows"] < nano["rows"]
+    for ask in (
+        web.get("/v1/spaces/heatdetr-nano@gpu"),
+        web.post("/v1/supernets", json={"space": "heatdetr-nano@gpu"}),
+    ):
+        status, error, message = refusal(ask)
+        assert (status, error) == (404, "UnknownSpace")
+        assert "unknown runtime profile 'gpu': choose one of heatdetr-nano@cpu, heatdetr-nano@cuda, or" in message
     status, error, message = refusal(web.get("/v1/spaces/resnet"))
     assert (status, error) == (404, "UnknownSpace")
     assert "choose one of heatdetr, heatdetr-xca, heatdetr-edge, heatdetr-nano" in message

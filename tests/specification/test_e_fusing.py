@@ -15,10 +15,18 @@ from supernet.detector import HeatDETR, build_block
 from supernet.export import randomise_detector, randomise_statistics
 from supernet.fusing import fuse
 from supernet.layers.head import Head, RawPrediction, decode, score
-from tests.supernet.block_samples import BLOCKS, DEVIANT_BLOCKS, DEVIANT_SPACE, NANO, SPARSE, random_inputs
+from tests.supernet.block_samples import (
+    BLOCKS,
+    DEVIANT_BLOCKS,
+    DEVIANT_SPACE,
+    MAP_BLOCKS,
+    NANO,
+    SPARSE,
+    random_inputs,
+)
 
 EDGE = named_space("heatdetr-edge", classes=4)
-SAMPLES = [*BLOCKS, *DEVIANT_BLOCKS, SPARSE]
+SAMPLES = [*BLOCKS, *DEVIANT_BLOCKS, *MAP_BLOCKS, SPARSE]
 
 
 def test_the_samples_hold_every_kind() -> None:

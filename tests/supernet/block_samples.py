@@ -19,6 +19,18 @@ BLOCKS = [
     Block(kind=Kind.ATTENTION, channels_in=64, channels_out=64, height=5, width=6, activation=Activation.GELU),
 ]
 
+MAP_BLOCKS = [
+    *{
+        (block.kind, block.layouts): block for block in named_space("heatdetr-nano@cuda", classes=3).all_blocks()
+    }.values(),
+    # Maps that need no padding, and some at both ends.
+    *(
+        Block(kind=kind, channels_in=64, channels_out=64, height=height, width=width, linear_layout=Layout.SPATIAL)
+        for kind, height, width in ((Kind.WMSA, 14, 21), (Kind.SWMSA, 5, 14))
+    ),
+]
+"""What a network consists of whose Linears are 1x1 convolutions."""
+
 DEVIANT = Structure(
     classes=3,
     activation=Activation.GELU,

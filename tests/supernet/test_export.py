@@ -27,15 +27,17 @@ from supernet.export import (
     randomise_statistics,
 )
 from supernet.fusing import fuse
-from tests.supernet.block_samples import BLOCKS, DEVIANT_SPACE, NANO, random_inputs
+from tests.supernet.block_samples import BLOCKS, DEVIANT_SPACE, MAP_BLOCKS, NANO, random_inputs
+
+EVERY_BLOCK = list(dict.fromkeys((*BLOCKS, *MAP_BLOCKS)))
 
 
 @pytest.fixture(scope="module")
 def graphs() -> dict[Block, ExportedGraph]:
-    return dict(zip(BLOCKS, export_blocks(BLOCKS), strict=True))
+    return dict(zip(EVERY_BLOCK, export_blocks(EVERY_BLOCK), strict=True))
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.label)
+@pytest.mark.parametrize("block", EVERY_BLOCK, ids=lambda block: block.label)
 def test_file_computes_what_the_module_computes(block: Block, graphs: dict[Block, ExportedGraph]) -> None:
     graph = graphs[block]
     assert graph.parity.max_abs_diff <= 1e-4 * graph.parity.scale
@@ -50,7 +52,7 @@ def test_file_computes_what_the_module_computes(block: Block, graphs: dict[Block
         assert np.abs(got - want.numpy()).max() <= 1e-4 * max(1, want.abs().max())
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.label)
+@pytest.mark.parametrize("block", EVERY_BLOCK, ids=lambda block: block.label)
 def test_file_is_static_and_named(block: Block, graphs: dict[Block, ExportedGraph]) -> None:
     graph = onnx.load_from_string(graphs[block].onnx).graph
     inputs = {value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in graph.input}

@@ -6,10 +6,10 @@ from nas.blocks import Block, Kind
 from supernet.detector import build_block
 from supernet.fusing import fuse
 from supernet.layers.window_attention import RelativePosition
-from tests.supernet.block_samples import BLOCKS
+from tests.supernet.block_samples import BLOCKS, MAP_BLOCKS
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.label)
+@pytest.mark.parametrize("block", [*BLOCKS, *MAP_BLOCKS], ids=lambda block: block.label)
 def test_no_training_layer_is_left(block: Block) -> None:
     deployed = fuse(build_block(block))
     assert not any(

@@ -15,7 +15,7 @@ from supernet.layers.head import RawPrediction, decode, make_anchors, score
 from supernet.layers.layout import to_spatial, to_tokens
 from supernet.layers.linear_bn import ChannelLinear
 from supernet.layers.window_attention import Constant, RelativePosition, WindowAttention
-from tests.supernet.block_samples import BLOCKS, DEVIANT_BLOCKS, SPARSE, random_inputs
+from tests.supernet.block_samples import BLOCKS, DEVIANT_BLOCKS, MAP_BLOCKS, SPARSE, random_inputs
 
 WIDE = [
     Block(kind=Kind.SWMSA, channels_in=384, channels_out=384, height=25, width=42, activation=Activation.GELU),
@@ -24,7 +24,7 @@ WIDE = [
 ]
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, *DEVIANT_BLOCKS, SPARSE, *WIDE], ids=lambda block: block.label)
+@pytest.mark.parametrize("block", [*BLOCKS, *DEVIANT_BLOCKS, *MAP_BLOCKS, SPARSE, *WIDE], ids=lambda block: block.label)
 def test_multiply_adds_of_the_deployed_module_are_those_of_the_arithmetic(block: Block) -> None:
     module = fuse(build_block(block)).to("meta")
     with FlopCounterMode(display=False) as counter:
@@ -32,14 +32,14 @@ def test_multiply_adds_of_the_deployed_module_are_those_of_the_arithmetic(block:
     assert counter.get_total_flops() == 2 * macs(block)
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, *DEVIANT_BLOCKS, *WIDE], ids=lambda block: block.label)
+@pytest.mark.parametrize("block", [*BLOCKS, *DEVIANT_BLOCKS, *MAP_BLOCKS, *WIDE], ids=lambda block: block.label)
 def test_numbers_of_the_deployed_module_are_those_of_the_arithmetic(block: Block) -> None:
     module = fuse(build_block(block))
     biases = sum(layer.value.numel() for layer in module.modules() if isinstance(layer, Constant))
     assert biases + sum(weight.numel() for weight in module.parameters()) == parameters(block)
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, *DEVIANT_BLOCKS, *WIDE], ids=lambda block: block.label)
+@pytest.mark.parametrize("block", [*BLOCKS, *DEVIANT_BLOCKS, *MAP_BLOCKS, *WIDE], ids=lambda block: block.label)
 def test_weights_of_the_deployed_module_are_those_of_the_arithmetic(block: Block) -> None:
     module = build_block(block)
     tables = sum(layer.table.numel() for layer in module.modules() if isinstance(layer, RelativePosition))
@@ -47,7 +47,7 @@ def test_weights_of_the_deployed_module_are_those_of_the_arithmetic(block: Block
     assert tables + sum(layer.weight.numel() for layer in layers) == weights(block)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.label)
+@pytest.mark.parametrize("block", [*BLOCKS, *MAP_BLOCKS], ids=lambda block: block.label)
 def test_output_has_the_layout_the_block_gives(block: Block) -> None:
     output = build_block(block).eval()(*random_inputs(block, batch=2))
     if block.kind is Kind.HEAD:
@@ -61,7 +61,7 @@ def test_output_has_the_layout_the_block_gives(block: Block) -> None:
         assert tuple(output.shape) == (tokens if block.gives is Layout.TOKENS else spatial)
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind is not Kind.STEM], ids=lambda b: b.label)
+@pytest.mark.parametrize("block", [b for b in (*BLOCKS, *MAP_BLOCKS) if b.kind is not Kind.STEM], ids=lambda b: b.label)
 def test_layout_of_an_input_changes_neither_weights_nor_result(block: Block) -> None:
     module = build_block(block)
     randomise_statistics(module)
