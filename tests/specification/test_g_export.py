@@ -22,13 +22,13 @@ IMAGES = ((320, 512), (448, 448))
 SPACE = SearchSpace(
     name="parity",
     structure=Structure(
-        classes=3, activation=Activation.GELU, context_kind=Kind.ATTENTION, keep=1.0, tcm_depths=(1, 1),
+        classes=3, activation=Activation.GELU, context_kind=Kind.ATTENTION, keep=1.0, tcm_depths=(1, 0),
         anchor_px=(32, 64),
     ),
     stages=(
         StageChoices(slots=1, widths=(32,)),
         StageChoices(slots=1, widths=(32,)),
-        StageChoices(slots=3, widths=(64,)),
+        StageChoices(slots=1, widths=(64,)),
         StageChoices(slots=1, widths=(64,), global_kinds=(Kind.ATTENTION,)),
     ),
     images=IMAGES,
@@ -43,7 +43,7 @@ def every_kind(image: tuple[int, int]) -> Config:
         stages=(
             Stage(width=32, slots=(Kind.REP_CNN,), global_kind=Kind.XCA),
             Stage(width=32, slots=(Kind.WMSA,), global_kind=Kind.XCA),
-            Stage(width=64, slots=(Kind.SWMSA, Kind.REP_CNN, Kind.WMSA), global_kind=Kind.XCA),
+            Stage(width=64, slots=(Kind.SWMSA,), global_kind=Kind.XCA),
             Stage(width=64, slots=(Kind.SWMSA,), global_kind=Kind.ATTENTION),
         ),
     )
