@@ -211,9 +211,7 @@ class _Search:
         self.frame_ms: dict[tuple[int, int, int], float] = {}
         """(stage index, width before, width) -> all other blocks that the stage brings with it."""
         for config in space.covering_configs(image):
-            if config.prediction_stride != stride:
-                continue
-            self._read(latency, config, space.sites(config))
+            self._read(latency, config, space.sites(config), frames=config.prediction_stride == stride)
 
     def run(self, limit: float) -> _Labels:
         """Return the front of complete networks whose sum of rows stays within the limit."""
@@ -272,8 +270,8 @@ class _Search:
                 left = gives(kind, self.space.structure.linear_layout)
                 yield (left, True), labels.plus(row_ms, values[kind], code << (_CODE_BITS * slot))
 
-    def _read(self, latency: LatencyModel, config: Config, walked: tuple[Site, ...]) -> None:
-        """Note the rows of one walk: its slots and closing blocks one by one, the rest summed per stage."""
+    def _read(self, latency: LatencyModel, config: Config, walked: tuple[Site, ...], *, frames: bool) -> None:
+        """Note the rows of one walk: slots and closing blocks one by one; with `frames`, the rest summed per stage."""
         for index in range(4):
             own = f"stage{index + 1}."
             frame = []
@@ -287,7 +285,7 @@ class _Search:
                 else:
                     frame.append(site.block)
             before = config.widths[index - 1] if index else 0
-            if (index, before, config.widths[index]) not in self.frame_ms:
+            if frames and (index, before, config.widths[index]) not in self.frame_ms:
                 self.frame_ms[index, before, config.widths[index]] = latency.sum_ms(frame)
 
     def _closing_codes(self, index: int) -> list[tuple[Kind, int]]:

@@ -1,6 +1,6 @@
 """Search spaces: what may vary in a HeatDETR, and the rules every config keeps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise, product
 from typing import Literal, Self
 
@@ -201,22 +201,42 @@ class SearchSpace(Value):
         """Yield configs in which every pair of adjacent widths, every kind, stride and received layout occurs.
 
         A block depends on no more than two adjacent widths (`Site.stage`), the layout it receives and the stride of the
-        prediction map, so these few configs meet every block of the space.
+        prediction map; those in slots on one width alone. So these few configs meet every block of the space.
         """
-        for stride, index in product(self.prediction_strides, range(3)):
-            for low, high in product(self.stages[index].widths, self.stages[index + 1].widths):
-                if low <= high:
-                    yield from self._covering_slots(image, self._widths_around(index, low, high), stride)
+        pairs = [
+            (index, low, high)
+            for index in range(3)
+            for low, high in product(self.stages[index].widths, self.stages[index + 1].widths)
+            if low <= high
+        ]
+        around = dict.fromkeys(self._widths_around(*pair) for pair in pairs)
+        for stride, widths in product(self.prediction_strides, around):
+            yield self._config(image, self._filled(widths, turn=0), stride)
+        patterns = max(len(_patterns(choices)) for choices in self.stages)
+        for widths, turn in product(self._widths_in_turn(), range(1, patterns)):
+            yield self._config(image, self._filled(widths, turn=turn), self.prediction_strides[0])
 
-    def _covering_slots(self, image: tuple[int, int], widths: tuple[int, ...], stride: int) -> Iterator[Config]:
-        patterns = [_patterns(choices) for choices in self.stages]
-        for turn in range(max(map(len, patterns))):
-            stages = [
-                Stage(width=width, slots=slots, global_kind=global_kind)
-                for width, pattern in zip(widths, patterns, strict=True)
-                for slots, global_kind in [pattern[turn % len(pattern)]]
-            ]
-            yield self._config(image, stages, stride)
+    def _filled(self, widths: tuple[int, ...], *, turn: int) -> list[Stage]:
+        """Return stages of these widths with the slot contents whose turn it is."""
+        stages = []
+        for width, choices in zip(widths, self.stages, strict=True):
+            patterns = _patterns(choices)
+            slots, global_kind = patterns[turn % len(patterns)]
+            stages.append(Stage(width=width, slots=slots, global_kind=global_kind))
+        return stages
+
+    def _widths_in_turn(self) -> Iterable[tuple[int, ...]]:
+        """Return widths of all stages among which each width of each stage occurs."""
+        found: dict[tuple[int, ...], None] = {}
+        for index, choices in enumerate(self.stages):
+            for width in choices.widths:
+                if index < 3:
+                    other = min(one for one in self.stages[index + 1].widths if one >= width)
+                    around = self._widths_around(index, width, other)
+                else:
+                    around = self._widths_around(2, max(one for one in self.stages[2].widths if one <= width), width)
+                found[around] = None
+        return found
 
     def _widths_around(self, index: int, low: int, high: int) -> tuple[int, ...]:
         """Return legal widths of all stages with `low` and `high` in two: floors and ceilings never fall."""

@@ -91,5 +91,6 @@ def planted_importance(space: SearchSpace, seed: int) -> Importance:
 def planted_latency(space: SearchSpace, seed: int, *, margin: float = 0.0) -> LatencyModel:
     """Invent rows that grow with MACs, with noise large enough to reverse neighbours."""
     rng = np.random.default_rng(seed)
-    rows = {block: gmacs([block]) * 10 + float(rng.uniform(0.01, 0.05)) for block in blocks_of(space)}
+    blocks = sorted(blocks_of(space), key=lambda block: block.key)
+    rows = {block: gmacs([block]) * 10 + float(rng.uniform(0.01, 0.05)) for block in blocks}
     return LatencyModel(rows, fetch_ms_per_mib=0.03, slope=1.1, margin=margin)

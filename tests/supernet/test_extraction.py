@@ -76,7 +76,7 @@ def test_other_readings_of_the_paper_are_cut_out_alike(space: SearchSpace) -> No
     supernet, images = _supernet(space).double(), IMAGES[:, :, :128].double()
     seen = set()
     with torch.no_grad():
-        for config in list(space.covering_configs((128, 192)))[::5]:
+        for config in list(space.covering_configs((128, 192)))[:14]:  # all widths at both strides come first
             subnet = extract(supernet, config).double()
             template = HeatDETR(space, config).double().eval()
             template.load_state_dict(

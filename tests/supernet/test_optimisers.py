@@ -2,6 +2,7 @@ import pytest
 from torch import nn
 
 from supernet.layers.axes import Axis
+from supernet.layers.forms import Rows
 from supernet.layers.linear_bn import LinearBN
 from supernet.layers.window_attention import RelativePosition
 from supernet.optimisers import cosine_share, make_adamw, stepped_share
@@ -24,7 +25,7 @@ def test_the_stepped_rate_climbs_then_falls_to_a_tenth_at_each_milestone() -> No
 
 def test_only_weights_of_linears_and_convolutions_decay() -> None:
     linear = LinearBN(32, 64, reads=Axis.IN, writes=Axis.OUT)
-    module = nn.ModuleList([linear, RelativePosition(2), nn.Conv2d(3, 4, 1)])
+    module = nn.ModuleList([linear, RelativePosition(2, Rows(7, 7).windows(0)), nn.Conv2d(3, 4, 1)])
     decayed, others = make_adamw(module, learning_rate=0.1, weight_decay=0.05, betas=(0.9, 0.99)).param_groups
     assert [(group["lr"], group["weight_decay"], group["betas"]) for group in (decayed, others)] == [
         (0.1, 0.05, (0.9, 0.99)),
