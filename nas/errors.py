@@ -118,7 +118,7 @@ class ThinningExhausted(BudgetUnmet):
         self.reached_ms = reached_ms
         super().__init__(
             f"thinning ends at {1000 / reached_ms:.2f} FPS, short of {1000 / target_ms:.2f} FPS at "
-            f"{image[0]}x{image[1]}: none of its moves, a block removed, a stage narrowed or a coarser map, gains speed "
+            f"{image[0]}x{image[1]}: none of its moves, a block removed, a stage narrowed, a coarser map, gains speed "
             f"from there. The fastest config reaches {1000 / fastest_ms:.2f} FPS: ask for it with --solver exact.",
             target_ms=target_ms,
             fastest_ms=fastest_ms,

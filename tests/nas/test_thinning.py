@@ -200,7 +200,7 @@ def test_a_gain_within_rounding_is_no_gain() -> None:
     latency = LatencyModel(rows)
     start = latency.predict_ms(RULES.blocks(best_path(RULES, _importance())))
     with pytest.raises(
-        ThinningExhausted, match="none of its moves, a block removed, a stage narrowed or a coarser map, gains speed"
+        ThinningExhausted, match="none of its moves, a block removed, a stage narrowed, a coarser map, gains speed"
     ):
         thin(RULES, latency, _importance(), lambda _: 1.0, Budget(latency_ms=math.nextafter(start, 0)), stages="all")
 
