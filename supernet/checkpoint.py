@@ -1,7 +1,6 @@
 """Supernets and detectors on disk: safetensors with a JSON header, written at once or not at all."""
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +16,7 @@ from nas.space import SearchSpace
 from nas.values import Value
 from supernet.detector import HeatDETR
 from supernet.errors import BadCheckpoint
+from supernet.files import write_whole
 from supernet.supernet import Supernet
 
 FORMAT = 1
@@ -145,13 +145,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Header | 
         {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, {_HEADER: header.canonical_json()}
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(path.parent)
+    write_whole(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -246,11 +240,3 @@ def load_detector(path: Path) -> tuple[HeatDETR, DetectorHeader]:
     except RuntimeError as fault:
         raise BadCheckpoint(path, "its tensors do not fit its config") from fault
     return detector.eval(), header
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

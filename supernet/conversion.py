@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
@@ -14,6 +13,7 @@ from PIL import ImageOps
 from supernet.annotations import refuse
 from supernet.errors import BadDataset, FolderTaken
 from supernet.faults import Fault, FaultKind, counted
+from supernet.files import whole_folder
 from supernet.image_files import opened
 from supernet.source_data import Progress, Source, SourceFormat, SourceImage
 from supernet.voc import is_voc, read_voc
@@ -122,15 +122,8 @@ def write_dataset(source: Source, out: Path, *, copy: bool = False, progress: Pr
     if not _classes(source):
         nothing = Fault(FaultKind.NOTHING_LISTED, "no image shows any object, so there is no class", "annotations")
         raise refuse(source.folder, (nothing, *source.faults))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
+    with whole_folder(out) as partial:
         _write(source, partial, copy=copy, progress=progress)
-        os.sync()
-        partial.chmod(0o755)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(source: Source, folder: Path, *, copy: bool, progress: Progress) -> None:

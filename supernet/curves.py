@@ -1,13 +1,15 @@
 """What was seen in the epochs of a training: as CSV, as a picture, and as TensorBoard events."""
 
 import csv
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pydantic import TypeAdapter
+
+from supernet.files import write_whole
 
 CSV_NAME, PICTURE_NAME, EVENTS_NAME = "curve.csv", "curve.png", "events"
 
@@ -142,12 +144,11 @@ class Curves(Generic[R]):
     def add(self, row: R) -> None:
         """Note one epoch."""
         self.rows.append(row)
-        partial = self._folder / f".{CSV_NAME}.{os.getpid()}.partial"
-        with partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(row._asdict())
-            writer.writerows(["" if value is None else value for value in one._asdict().values()] for one in self.rows)
-        partial.replace(self._folder / CSV_NAME)
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(row._asdict())
+        writer.writerows(["" if value is None else value for value in one._asdict().values()] for one in self.rows)
+        write_whole(self._folder / CSV_NAME, text.getvalue().encode())
         draw(self.rows, self._chart, self._folder / PICTURE_NAME)
         self._tell_tensorboard(row)
 
@@ -177,9 +178,9 @@ def draw(rows: Sequence[R], chart: Chart[R], path: Path) -> None:
         if axes.lines:
             axes.legend()
     axes.set_xlabel("epoch")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_whole(path, picture.getvalue())
 
 
 def _read(path: Path, kind: type[R]) -> list[R]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 from supernet.checkpoint import BACKBONE, DETECTOR, DetectorHeader, Origin, load_any_run, tensors_below
 from supernet.detector import HeatDETR, module_key
 from supernet.errors import NothingInCommon
+from supernet.files import write_whole
 
 REPORT_NAME = "init.json"
 """In the folder of a run: the names behind the numbers of its `Origin`."""
@@ -40,12 +40,10 @@ class Transfer(NamedTuple):
 
     def save(self, folder: Path) -> None:
         """Write all names into the folder of a run."""
-        partial = folder / f".{REPORT_NAME}.{os.getpid()}.partial"
         document = {"origin": self.origin.model_dump(mode="json")} | {
             name: getattr(self, name) for name in ("taken", "unfit", "missing", "left_over")
         }
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        partial.replace(folder / REPORT_NAME)
+        write_whole(folder / REPORT_NAME, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> Transfer:

@@ -7,9 +7,6 @@ All arithmetic on pixels is on integers, so that a seed gives the same images on
 
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from supernet.errors import DatasetExists
+from supernet.files import whole_folder
 
 SHAPES = ("disc", "ring", "cross")
 """The classes, in the order of their category ids 1, 2, 3."""
@@ -115,15 +113,13 @@ def make_dataset(
     recipe = {"version": RECIPE_VERSION, "images": images, "held_out": held_out, "size": size, "seed": seed}
     if _holds(folder, recipe):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
-        _write_splits(partial, recipe, progress)
-        os.sync()
-        partial.chmod(0o755)
-        _publish(partial, folder, recipe)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with whole_folder(folder) as unfinished:
+            _write_splits(unfinished, recipe, progress)
+    except OSError:
+        # Somebody else was faster: fine if it is the same data set.
+        if not _holds(folder, recipe):
+            raise
     return folder
 
 
@@ -150,15 +146,6 @@ def _holds(folder: Path, recipe: dict[str, int]) -> bool:
     if found != recipe:
         raise DatasetExists(folder, wanted=recipe, found=found)
     return True
-
-
-def _publish(partial: Path, folder: Path, recipe: dict[str, int]) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        # Somebody else was faster: fine if it is the same data set.
-        if not _holds(folder, recipe):
-            raise
 
 
 def _write_splits(folder: Path, recipe: dict[str, int], progress: Callable[[int, int], None] | None) -> None:

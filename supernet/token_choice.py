@@ -25,12 +25,39 @@ def token_orders(module: nn.Module) -> list[TokenOrder]:
 def with_orders(content: bytes) -> tuple[bytes, list[str]]:
     """Return a file that also gives the order of tokens at each choice, and the names of these outputs."""
     model = onnx.load_from_string(content)
-    makers = {output: node.op_type for node in model.graph.node for output in node.output}
-    # The other TopK of a block inverts the order: it sorts what is negated.
-    names = [node.output[1] for node in model.graph.node if node.op_type == "TopK" and makers[node.input[0]] != "Neg"]
+    names = [node.output[1] for node in _choices(model.graph)]
     for name in names:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
     return model.SerializeToString(), names
+
+
+def _choices(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes that choose tokens; the other TopK of a block inverts the order: it sorts what is negated."""
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    return [node for node in graph.node if node.op_type == "TopK" and makers[node.input[0]] != "Neg"]
+
+
+def with_given_orders(content: bytes) -> bytes:
+    """Return a file that is given the order of tokens at each choice, and gives the attention they receive instead.
+
+    The orders are further inputs, the attention is further outputs, (B, N) each, one after another as in the file.
+    """
+    model = onnx.load_from_string(content)
+    for node in _choices(model.graph):
+        model.graph.input.append(onnx.helper.make_tensor_value_info(node.output[1], onnx.TensorProto.INT64, None))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, None))
+        model.graph.node.remove(node)
+    return model.SerializeToString()
+
+
+def disorder(received: NDArray[np.float32], order: NDArray[np.int64]) -> float:
+    """Return by how much a token received more attention (B, N) than one that comes before it in order (B, N).
+
+    Relative to the most that any token received; 0 for an order that descends.
+    """
+    sorted_ = np.take_along_axis(received, order, axis=1)
+    later = np.maximum.accumulate(sorted_[:, ::-1], axis=1)[:, ::-1]
+    return float(((later - sorted_) / sorted_.max(axis=1, keepdims=True)).max())
 
 
 class WrongChoice(Exception):

@@ -8,9 +8,17 @@ from nas.blocks import Block, Kind
 from nas.space import StageChoices
 from supernet.detector import HeatDETR, build_block
 from supernet.errors import ParityError
-from supernet.export import compare, export_block, export_detector, randomise_detector, randomise_statistics
+from supernet.export import (
+    compare,
+    export_block,
+    export_detector,
+    randomise_detector,
+    randomise_statistics,
+    run_graph,
+)
+from supernet.float16 import BOX_TOLERANCE, SMALL_PX, compare_float16, to_float16
 from supernet.fusing import fuse
-from supernet.token_choice import WrongChoice, choosing, token_orders, with_orders
+from supernet.token_choice import WrongChoice, choosing, disorder, token_orders, with_orders
 from tests.supernet.block_samples import NANO, SPARSE
 
 LARGE = SPARSE.model_copy(update={"height": 20, "width": 21, "kept_tokens": 345})
@@ -92,3 +100,26 @@ def test_a_choice_within_rounding_is_taken_over_and_one_beyond_it_is_named() -> 
     with choosing([place], [far[None]], tolerance=1e-4), pytest.raises(WrongChoice) as caught:
         place(received)
     assert caught.value.excess == pytest.approx(received[0, 49].item() - received[0, 59].item())
+
+
+def test_disorder_is_what_a_token_was_passed_over_by() -> None:
+    received = np.array([[0.4, 0.1, 0.3, 0.2], [0.5, 0.5, 0.0, 0.0]], np.float32)
+    assert disorder(received, np.array([[0, 2, 3, 1], [1, 0, 3, 2]])) == 0
+    assert disorder(received, np.array([[0, 1, 2, 3], [0, 1, 2, 3]])) == pytest.approx((0.3 - 0.1) / 0.4)
+
+
+def test_a_float16_file_may_choose_other_tokens_and_is_compared_on_its_own() -> None:
+    torch.manual_seed(2)
+    detector = HeatDETR(SPARSE_SPACE, SPARSE_SPACE.largest())
+    randomise_detector(detector)
+    with torch.no_grad():
+        detector.head.locate.weight.mul_(0.1)  # random weights move boxes farther than trained ones
+    whole = export_detector(detector).onnx
+    half = to_float16(whole)
+    images = np.random.default_rng(0).random((1, 3, 192, 192), dtype=np.float32)
+    parity = compare_float16(half, whole, images, label="sparse", described="noise")
+    assert 0 < parity.box < BOX_TOLERANCE
+    boxes, others = run_graph(whole, [images])[0], run_graph(half, [images])[0]
+    assert np.abs(boxes - others).max() > 3 * parity.box * SMALL_PX  # each with its own choice
+    with pytest.raises(ParityError, match="the exported graph of sparse differs from its module by"):
+        compare_float16(_keeping_the_least(half), whole, images, label="sparse", described="noise")
