@@ -47,7 +47,8 @@ def with_given_orders(content: bytes) -> bytes:
         model.graph.input.append(onnx.helper.make_tensor_value_info(node.output[1], onnx.TensorProto.INT64, None))
         model.graph.output.append(onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, None))
         model.graph.node.remove(node)
-    return model.SerializeToString()
+    changed: bytes = model.SerializeToString()
+    return changed
 
 
 def disorder(received: NDArray[np.float32], order: NDArray[np.int64]) -> float:
