@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 """Largest difference allowed between a file and its module, in units of `ParityRecord.scale`."""
 
 
-BRANCH_GAIN = 0.3
+BRANCH_GAIN = 0.1
 """Gamma at the end of a residual branch over gamma elsewhere, in weights that stand for trained ones."""
 
 
