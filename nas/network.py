@@ -56,9 +56,11 @@ class Structure(Value):
         sam4_kind: that of SAM4; None for `context_kind`.
         scm_kind: that of the SCM, likewise.
         tcm_kind: that of the TCM, likewise.
-        keep: share of tokens that pass the MLP of a SPARSE_ATTENTION block (paper: sparsity < 18 %).
+        keep: share of tokens that pass the MLP of a SPARSE_ATTENTION block (paper: sparsity < 18 %); 1 in a space
+            without such blocks.
         tcm_depths: global blocks in T1 and T2.
-        anchor_px: sides of the square anchors, in input pixels.
+        anchor_px: sides of the square anchors, in input pixels, for a prediction map at stride 32; at 16 they are half
+            as long.
         stem_divisors: D1 over the channels of the stem's first two convolutions; None for 4 and 2.
         entry_kernel: side of the convolution that opens a stage, 2 (patch merging); None for 3.
         align_kernel: side of the convolutions that align widths in the SAMs (SCM at stride 16), 1; None for 3.
@@ -127,6 +129,11 @@ class Structure(Value):
         """Return the kind of the global blocks in a module outside the stages."""
         kind: Kind | None = getattr(self, f"{module}_kind")
         return kind or self._usual_kinds[module]
+
+    @property
+    def has_sparse_attention(self) -> bool:
+        """Whether a module outside the stages leaves tokens out."""
+        return Kind.SPARSE_ATTENTION in map(self.global_kind, self._usual_kinds)
 
     @property
     def _usual_kinds(self) -> dict[Module, Kind]:
@@ -315,7 +322,8 @@ class _Walk:
             case Kind.ATTENTION | Kind.SPARSE_ATTENTION:
                 return {"mlp_ratio": has.tcm_mlp if in_tcm else has.token_mlp}
             case Kind.HEAD:
-                return {"anchor_px": has.anchor_px, "stride": self.stride}
+                halved = tuple(max(1, side // 2) for side in has.anchor_px)
+                return {"anchor_px": has.anchor_px if self.stride is None else halved, "stride": self.stride}
             case _:
                 return {}
 

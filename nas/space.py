@@ -86,6 +86,10 @@ class SearchSpace(Value):
                         f"stage {number} is {here} wide at its {end} and stage {number + 1} only {after}: neither the "
                         f"narrowest nor the widest config may fall in width, raise stage {number + 1} to {here}"
                     )
+        sparse = any(Kind.SPARSE_ATTENTION in choices.global_kinds for choices in self.stages)
+        if (sparse or self.structure.has_sparse_attention) != (self.structure.keep < 1):
+            rule = "below 1 with sparse_attention, so that it leaves tokens out, and 1 without"
+            raise ValueError(f"keep {self.structure.keep} must be {rule}: change it or the kinds")
         return self
 
     @property

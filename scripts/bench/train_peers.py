@@ -2,11 +2,12 @@
 
 Measures: our config (the largest of `heatdetr-edge` unless told otherwise) with the recipe `small` of `heatnas train`,
 and D-FINE-N of the package `transformers`, both from random weights, at the same input size, with the same changes of
-the images, batch size, threads, 16-bit precision and held-out split, each for `--minutes` of training; AP by
-pycocotools, of the last averaged weights. D-FINE-N learns as its authors train it: AdamW, rate 8e-4 (`--peer-rates`
-tries others), half of it for the backbone, decay 1e-4, gradient norm 0.1, its own losses with denoising; the rate rises
-for 2 % of the time and falls along a cosine. Without `--data` on procedural shapes. Takes as long as `--minutes` says
-for each, 30 by default.
+the images, batch size, threads and held-out split, networks in 16 bits and losses in 32, each for `--minutes` of
+training without evaluation; AP by pycocotools, of the last averaged weights. D-FINE-N learns as its authors train it:
+AdamW, rate 8e-4 (`--peer-rates` tries others), half of it for the backbone, decay 1e-4, gradient norm 0.1, its own
+losses with denoising; the rate rises for 2 % of the time and falls along a cosine. It is scored as its authors do, by
+its 100 best predictions, without threshold or NMS. Without `--data` on procedural shapes. Takes as long as `--minutes`
+says for each, 30 by default.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from _common import Options, command_line, note, options, report
@@ -21,6 +23,7 @@ from _training import classes_of, epochs_in, open_splits, train_ours, use_thread
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._pytree import tree_map
 
 from nas.config import Config
 from nas.macs import gmacs
@@ -29,16 +32,18 @@ from server.cli_options import input_size
 from server.detectors import choose
 from supernet.checkpoint import load_detector
 from supernet.detector_training import Splits
-from supernet.evaluation import Evaluation, Predictor, evaluate, evaluate_module
+from supernet.evaluation import Evaluation, evaluate_module, images_to_floats, score_detections
 from supernet.loading import Batch, detector_loader
 from supernet.optimisers import cosine_share
-from supernet.postprocess import Floats
+from supernet.postprocess import Detections
 from supernet.recipe import Recipe, named_recipe, precision_on
 
 PEER = "dfine-n"
 BACKBONE_SHARE, DECAY, CLIP_NORM, EMA = 0.5, 1e-4, 0.1, 0.995
 WARMUP = 0.02
 """Share of the training in which the rate climbs."""
+BEST = 100
+"""Predictions of the peer that count in an image, as many as COCO looks at."""
 COLUMNS = ("network", "gmacs", "params_m", "epochs", "minutes", "ap", "ap50", "class_ap50")
 
 
@@ -72,12 +77,12 @@ def measure_ours(
     arguments: argparse.Namespace, space: SearchSpace, config: Config, data: Splits, recipe: Recipe, out: Path
 ) -> dict[str, object]:
     """Train ours with as many epochs as fit, and score its last weights."""
-    epochs = epochs_in(
-        arguments.minutes, recipe, lambda trial, folder: train_ours(space, config, data, folder, trial)[0]
-    )
     # The peer is scored once, so ours is too: no choice among the epochs by the split that judges.
-    fitted = recipe.model_copy(update={"epochs": epochs, "evaluate_every": epochs})
+    once = recipe.model_copy(update={"evaluate_every": 1_000_000})
+    epochs = epochs_in(arguments.minutes, once, lambda trial, folder: train_ours(space, config, data, folder, trial)[0])
+    fitted = once.model_copy(update={"epochs": epochs})
     trained, minutes = train_ours(space, config, data, out / f"ours-{config.id}-{fitted.id}", fitted)
+    minutes -= trained.rows[-1].evaluation_seconds / 60
     detector, _ = load_detector(trained.last)
     found = evaluate_module(detector, detector.head.anchors, data.held_out)
     params = sum(weight.numel() for weight in detector.parameters()) / 1e6
@@ -93,11 +98,12 @@ def measure_peer(
 
     torch.manual_seed(chosen.seed)
     model = dfine_n(len(data.train.classes))
+    _with_whole_losses(model)
     cost = count_gmacs(model.eval(), config.image)
     began = time.monotonic()
     average, epochs = train_peer(model, config.image, data, recipe, rate, seconds=60 * arguments.minutes)
     minutes = (time.monotonic() - began) / 60
-    found = evaluate(_predictor(average.eval(), config.image), data.held_out, batch=16)
+    found = score_peer(average.eval(), config.image, data)
     params = sum(weight.numel() for weight in model.parameters()) / 1e6
     return _row(f"{PEER}, rate {rate:g}", cost, params, epochs, minutes, found)
 
@@ -156,18 +162,36 @@ def _labels(batch: Batch, image: tuple[int, int]) -> list[dict[str, Tensor]]:
     return labels
 
 
-def _predictor(model: nn.Module, image: tuple[int, int]) -> Predictor:
+def _with_whole_losses(model: nn.Module) -> None:
+    """Have a model's losses computed in 32 bits, as its authors do, whatever the network is computed in."""
+    losses = model.loss_function
+
+    def whole(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever the package hands over
+        args, kwargs = tree_map(lambda one: one.float() if _is_float(one) else one, (args, kwargs))
+        with torch.autocast("cpu", enabled=False):
+            return losses(*args, **kwargs)
+
+    model.loss_function = whole
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+@torch.no_grad()
+def score_peer(model: nn.Module, image: tuple[int, int], data: Splits) -> Evaluation:
+    """Score the peer by its best predictions: each object has one query, so nothing is suppressed."""
     height, width = image
     scale = torch.tensor((width, height, width, height))
-
-    @torch.no_grad()
-    def predict(images: Floats) -> tuple[Floats, Floats]:
-        found = model(pixel_values=torch.from_numpy(images))
-        middle, sides = found.pred_boxes.split(2, dim=-1)
+    found = []
+    for sample in data.held_out:
+        output = model(pixel_values=torch.from_numpy(images_to_floats(sample.pixels[None])))
+        middle, sides = output.pred_boxes[0].split(2, dim=-1)
         boxes = torch.cat((middle - sides / 2, middle + sides / 2), dim=-1) * scale
-        return boxes.float().numpy(), found.logits.sigmoid().float().numpy()
-
-    return predict
+        scores, places = output.logits[0].sigmoid().flatten().topk(BEST)
+        queries, labels = places // output.logits.shape[-1], places % output.logits.shape[-1]
+        found.append(Detections(boxes[queries].numpy(), scores.numpy(), labels.numpy()))
+    return score_detections(found, data.held_out)
 
 
 def _row(name: str, cost: float, params: float, epochs: int, minutes: float, found: Evaluation) -> dict[str, object]:

@@ -8,6 +8,7 @@ and into evaluation. Without `--data` on procedural shapes. Takes as long as `--
 
 import argparse
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -77,7 +78,10 @@ def measure(
         )
         note(f"epoch {epoch}, {minutes:.1f} minutes: AP50 {score.ap50}, {score.class_ap50}")
 
-    trained, minutes = train_ours(space, config, data, out / f"run-{config.id}-{recipe.id}", recipe, keep)
+    with tempfile.TemporaryDirectory(dir=out) as folder:  # an earlier run would not be followed from its start
+        trained, minutes = train_ours(space, config, data, Path(folder), recipe, keep)
+        for file in (trained.best, trained.last):
+            shutil.copy(file, out / file.name)
     rows = trained.rows
     seconds = sum(row.seconds for row in rows)
     return {
@@ -95,10 +99,10 @@ def measure(
         "images_per_s": recipe.batch * rows[-1].step / seconds,
         "data_share": sum(row.data_seconds for row in rows) / seconds,
         "evaluation_share": sum(row.evaluation_seconds for row in rows) / seconds,
-        "best_ap50": max((point["ap50"] or 0.0 for point in curve), default=None),
-        "last": curve[-1],
+        "ap50": curve[-1]["ap50"],
+        "class_ap50": curve[-1]["class_ap50"],
+        "highest_ap50_on_the_split_that_judges": max(point["ap50"] or 0.0 for point in curve),
         "curve": curve,
-        "checkpoint": trained.best.name,
     }
 
 

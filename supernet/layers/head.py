@@ -11,7 +11,7 @@ from supernet.layers.axes import Axis, Sliceable
 from supernet.layers.layout import to_spatial
 
 CENTRE_LIMIT_PX = 32.0
-"""Farthest a predicted centre lies from its anchor's, per axis, in input pixels."""
+"""Farthest a predicted centre lies from its anchor's, per axis, in input pixels: a cell at stride 32, two at 16."""
 
 LOG_SIZE_LIMIT = math.log(62.5)
 """Largest log ratio of a predicted side to its anchor's."""

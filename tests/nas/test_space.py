@@ -161,6 +161,15 @@ def test_a_structure_that_no_detector_has_is_refused(
         space.structure.model_copy(update=change)
 
 
+@pytest.mark.parametrize("change", [{"keep": 0.5}, {"tcm_kind": Kind.SPARSE_ATTENTION}])
+def test_tokens_are_left_out_by_sparse_attention_and_by_nothing_else(
+    space: SearchSpace, change: dict[str, object]
+) -> None:
+    structure = space.structure.model_copy(update=change)
+    with pytest.raises(ValidationError, match=r"keep \S+ must be below 1 with sparse_attention, .* and 1 without"):
+        space.model_copy(update={"structure": structure})
+
+
 def test_an_attention_block_keeps_at_least_one_token(space: SearchSpace) -> None:
     sparse = space.structure.model_copy(update={"context_kind": Kind.SPARSE_ATTENTION, "keep": 1e-15})
     kept = [block.kept_tokens for block in _sparse(space, sparse) if block.kind is Kind.SPARSE_ATTENTION]

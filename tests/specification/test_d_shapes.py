@@ -154,6 +154,7 @@ def test_every_site_writes_what_the_table_says(image: tuple[int, int], stride: i
     assert {site.name: written(site) for site in body} == expected_shapes(image, stride=stride)
     assert head.block.tokens * len(head.block.anchor_px or ()) == ANCHORS[stride][image]
     assert (head.name, head.block.channels_out) == (HEAD[stride], 80)
+    assert head.block.anchor_px == {32: (32, 64, 128, 256, 512), 16: (16, 32, 64, 128, 256)}[stride]
 
 
 @STRIDES
