@@ -1,4 +1,4 @@
-"""The commands about detectors that need no server: what they cost, training one, scoring one."""
+"""The commands that train and score one detector, without a server."""
 
 import json
 import sys
@@ -21,29 +21,6 @@ from server.cli_training_options import (
     WorkersOption,
     given,
 )
-
-
-def macs(*, space: SpaceOption = "heatdetr") -> None:
-    """Count the multiply-adds and parameters of the paper's four detectors beside what its Table 3 prints.
-
-    A: 1280x800, convolutions and Linears only. B: 800x1333, products of attention as well. C: the mean over COCO.
-    The space heatdetr-xca holds them with channel-wise global attention alone, for devices with little memory.
-
-    Example: `heatnas macs`
-    """
-    from nas.conventions import Convention, gmacs_by, parameters_m  # noqa: PLC0415
-    from nas.named import CONFIG_NAMES, PAPER_GFLOPS, named_config  # noqa: PLC0415
-    from nas.space import named_space  # noqa: PLC0415
-    from server.console import table  # noqa: PLC0415
-
-    found = named_space(space, classes=80)
-    rows = []
-    for name in CONFIG_NAMES:
-        config = named_config(name, found, image=found.images[-1])
-        counts = [f"{gmacs_by(convention, found.structure, config):.2f}" for convention in Convention]
-        rows.append((name, *counts, str(PAPER_GFLOPS[name]), f"{parameters_m(found.structure, config):.2f}"))
-    header = ("detector", *(f"GMACs {convention}" for convention in Convention), "paper", "parameters M")
-    typer.echo(table(header, rows))
 
 
 def train(
