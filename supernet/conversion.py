@@ -158,7 +158,8 @@ def _place(image: SourceImage, target: Path, *, copy: bool) -> None:
     if image.is_turned:
         with opened(image.path) as picture:
             form = "JPEG" if picture.format == "MPO" else picture.format  # a JPEG with more behind it
-            ImageOps.exif_transpose(picture).save(target, format=form, quality=JPEG_QUALITY)
+            upright = ImageOps.exif_transpose(picture)
+        upright.save(target, format=form, quality=JPEG_QUALITY)
         return
     if not copy:
         try:

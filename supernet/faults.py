@@ -18,6 +18,7 @@ class FaultKind(StrEnum):
     MISSING_IMAGE = "image file missing"
     UNREADABLE_IMAGE = "image file unreadable"
     IMAGE_SIZE = "image size other than annotated"
+    TURNED_IMAGE = "image turned by its EXIF orientation"
     SHARED_IMAGE = "image in two splits"
     ANNOTATION = "annotation unusable"
     REPEATED_ANNOTATION = "annotation repeated"
@@ -59,6 +60,7 @@ def remedy(kind: FaultKind) -> str | None:
             | FaultKind.MISSING_IMAGE
             | FaultKind.UNREADABLE_IMAGE
             | FaultKind.IMAGE_SIZE
+            | FaultKind.TURNED_IMAGE
         ):
             return "left out with its boxes"
         case FaultKind.SHARED_IMAGE:
@@ -76,10 +78,11 @@ def remedy(kind: FaultKind) -> str | None:
 def causes(entries: Iterable[Fault], files: Iterable[Fault]) -> tuple[Fault, ...]:
     """Join the faults of an annotation file and of image files.
 
-    Boxes are judged by the size that the entry of their image says: where that is wrong, they are not.
+    Boxes are judged by the size that the entry of their image says: where that is wrong or turned, they are not.
     """
     files = tuple(files)
-    misjudged = {fault.image_id for fault in files if fault.kind is FaultKind.IMAGE_SIZE}
+    unsure = (FaultKind.IMAGE_SIZE, FaultKind.TURNED_IMAGE)
+    misjudged = {fault.image_id for fault in files if fault.kind in unsure}
     judged = tuple(fault for fault in entries if fault.image_id is None or fault.image_id not in misjudged)
     return (*judged, *files)
 

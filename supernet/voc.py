@@ -22,8 +22,9 @@ from supernet.source_data import (
     apart,
     placed,
     read_images,
+    read_sizes,
     shown,
-    upright_size,
+    turned,
 )
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -136,7 +137,7 @@ def _read(root: Path, path: Path) -> tuple[SourceImage | None, list[Fault]]:
         return None, [Fault(FaultKind.SOURCE_FILE, f"cannot be read ({fault})", where)]
     image = _image_path(root, path, annotation.value("filename"))
     try:
-        stored, upright, is_turned = upright_size(image)
+        stored, upright, turn = read_sizes(image)
     except BadImage as fault:
         return None, [Fault(fault.kind, f"image {image.name}: {fault}", where)]
     size, wrong = _size(annotation, stored, upright)
@@ -147,7 +148,9 @@ def _read(root: Path, path: Path) -> tuple[SourceImage | None, list[Fault]]:
         box, found = _object(item, size, place, where)
         boxes += [box] if box is not None else []
         faults += found
-    return SourceImage(image, size, is_turned and size == upright, tuple(boxes)), faults
+    if size != upright:
+        boxes = [box._replace(box=turned(box.box, stored, turn)) for box in boxes]
+    return SourceImage(image, upright, turn != 1, tuple(boxes)), faults
 
 
 def _parsed(path: Path) -> Node:

@@ -23,8 +23,8 @@ from supernet.source_data import (
     apart,
     placed,
     read_images,
+    read_sizes,
     shown,
-    upright_size,
 )
 
 Json = Mapping[str, Any]
@@ -180,7 +180,7 @@ def _check_labels(splits: Mapping[str, list[Path]], path: Path) -> None:
 
 def _read(folder: Path, classes: tuple[str, ...], path: Path) -> tuple[SourceImage | None, list[Fault]]:
     try:
-        _, size, is_turned = upright_size(path)
+        _, size, turn = read_sizes(path)
     except BadImage as fault:
         return None, [Fault(fault.kind, str(fault), shown(path, folder))]
     label = label_path(path)
@@ -204,7 +204,7 @@ def _read(folder: Path, classes: tuple[str, ...], path: Path) -> tuple[SourceIma
         box, wrong = _object(words, classes, size, line)
         boxes += [box] if box is not None else []
         faults += wrong
-    return SourceImage(path, size, is_turned, tuple(boxes)), faults
+    return SourceImage(path, size, turn != 1, tuple(boxes)), faults
 
 
 def _object(

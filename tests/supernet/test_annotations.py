@@ -10,8 +10,9 @@ from supernet.dataset import CocoDataset
 from supernet.errors import BadDataset
 from supernet.evaluation import score_detections
 from supernet.faults import FaultKind, counted, remedied
+from supernet.image_files import read_picture
 from supernet.postprocess import Detections
-from tests.supernet.coco_files import Coco, coco, write_split
+from tests.supernet.coco_files import Coco, coco, turned, write_split
 
 NAN = float("nan")
 
@@ -202,6 +203,36 @@ def test_an_image_that_breaks_behind_its_header_is_named_when_it_is_read(tmp_pat
     data = CocoDataset(folder, "val", image=None, memory_mib=0)
     with pytest.raises(BadDataset, match=r"1 fault\(s\): image 2\.png: .*`heatnas data check .*` reads all\."):
         list(data)
+
+
+TURNED = "its EXIF orientation turns it: save it upright"
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("size", [(40, 20), (20, 40)])
+@pytest.mark.parametrize("memory_mib", [2048, 0])
+def test_nothing_is_trained_on_that_detection_would_see_turned(
+    tmp_path: Path, orientation: int, size: tuple[int, int], memory_mib: float
+) -> None:
+    folder = write_split(tmp_path / "data", "val")
+    turned(folder / "val" / "2.png", size, orientation)
+    data = CocoDataset(folder, "val", image=None, memory_mib=memory_mib, drop_bad=True)
+    assert data.image_ids == (1, 3, 4)
+    is_other_size = size == (20, 40) and orientation < 5
+    text = "is 20x40, its entry says 40x20" if is_other_size else TURNED
+    assert [fault[:2] for fault in data.left_out] == [
+        (FaultKind.IMAGE_SIZE if is_other_size else FaultKind.TURNED_IMAGE, f"image 2.png: {text}")
+    ]
+
+
+@pytest.mark.parametrize("name", ["0 is unknown", "turned by Pillow itself"])
+def test_an_image_that_detection_leaves_as_it_is_may_be_trained_on(tmp_path: Path, name: str) -> None:
+    folder = write_split(tmp_path / "data", "val", lambda found: found["images"][1].update(file_name="2.tif"))
+    (size, orientation) = ((40, 20), 0) if name == "0 is unknown" else ((20, 40), 6)
+    turned(folder / "val" / "2.tif", size, orientation)
+    one, other = (CocoDataset(folder, "val", image=None, memory_mib=mib) for mib in (2048, 0))
+    for data in (one, other):
+        assert np.array_equal(data[1].pixels, read_picture(folder / "val" / "2.tif"))
 
 
 def test_bad_categories_are_refused_even_so(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from supernet.errors import BadDataset, FolderTaken
 from supernet.faults import Fault
 from supernet.procedural import SHAPES, make_dataset
 from supernet.source_data import Source, SourceFormat
+from tests.supernet.coco_files import turned
 from tests.supernet.foreign_data import boxes_of, voc_text, write_voc, write_yolo
 
 
@@ -345,6 +346,33 @@ def test_an_image_that_exif_turns_is_written_upright(yolo: Path, tmp_path: Path)
     assert sample.boxes.tolist() == [[0, 0, 20, 20]]
     assert sample.pixels[2:18, :, 0].min() > 200
     assert sample.pixels[22:, :, 0].max() < 50
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_that_were_drawn_before_exif_turned_their_image_are_turned_with_it(
+    tmp_path: Path, orientation: int
+) -> None:
+    folder = _one_voc(tmp_path / "voc", voc_text((40, 20), [("cup", [0, 0, 1, 1]), ("jar", [3, 2, 30, 9])]))
+    for name in ("a", "b"):
+        turned(folder / "JPEGImages" / f"{name}.png", (40, 20), orientation)
+    (folder / "JPEGImages" / "a.jpg").unlink()
+    shutil.copy(folder / "Annotations" / "a.xml", folder / "Annotations" / "b.xml")
+    data = CocoDataset(converted(folder, tmp_path / "out"), "train", image=None)
+    sample = data[0]
+    assert sample.pixels.shape == ((40, 20, 3) if orientation > 4 else (20, 40, 3))
+    if orientation > 4:  # a size that is the same both ways is meant upright
+        left, top, right, bottom = sample.boxes[0].astype(int)
+        assert (sample.pixels[top:bottom, left:right] == 255).all()
+        wide, high = sample.boxes[1][2:] - sample.boxes[1][:2]
+        assert (wide, high) == (9, 30)
+
+
+def test_a_tiff_that_pillow_turns_keeps_its_boxes(yolo: Path, tmp_path: Path) -> None:
+    turned(yolo / "images" / "train" / "000007.tif", (40, 20))
+    (yolo / "labels" / "train" / "000007.txt").write_text("0 .5 .25 1 .5")
+    *_, sample = CocoDataset(converted(yolo, tmp_path / "out"), "train", image=None)
+    assert sample.pixels.shape == (40, 20, 3)
+    assert sample.boxes.tolist() == [[0, 0, 20, 20]]
 
 
 def test_bad_entries_are_counted_in_what_is_written_without_them(yolo: Path, tmp_path: Path) -> None:
