@@ -24,6 +24,7 @@ class FaultKind(StrEnum):
     REPEATED_ANNOTATION = "annotation repeated"
     ANNOTATION_ID = "annotation id missing or repeated"
     AREA = "area not a number"
+    CROWD = "iscrowd neither 0 nor 1"
     UNKNOWN_IMAGE = "annotation of an unknown image"
     UNKNOWN_CATEGORY = "annotation of an unknown category"
     BOX = "box not four finite numbers"
@@ -56,13 +57,14 @@ def remedy(kind: FaultKind) -> str | None:
             return None
         case (
             FaultKind.IMAGE_ENTRY
-            | FaultKind.REPEATED_IMAGE
             | FaultKind.MISSING_IMAGE
             | FaultKind.UNREADABLE_IMAGE
             | FaultKind.IMAGE_SIZE
             | FaultKind.TURNED_IMAGE
         ):
             return "left out with its boxes"
+        case FaultKind.REPEATED_IMAGE:
+            return "left out; entries that differ, all of them with their boxes"
         case FaultKind.SHARED_IMAGE:
             return "left out of the first of the two"
         case FaultKind.BOX_PARTLY_OUTSIDE:
@@ -71,6 +73,8 @@ def remedy(kind: FaultKind) -> str | None:
             return "numbered anew"
         case FaultKind.AREA:
             return "taken from the box"
+        case FaultKind.CROWD:
+            return "taken as 0"
         case _:
             return "left out"
 

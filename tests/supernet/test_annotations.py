@@ -38,6 +38,9 @@ def faults_of(found: Coco) -> list[tuple[FaultKind, str, str]]:
         ({"bbox": [35, 9, 9, 4]}, FaultKind.BOX_PARTLY_OUTSIDE, "has the box [35, 9, 9, 4] outside its image of 40x20"),
         ({"area": None}, FaultKind.AREA, "has the area None, not a number"),
         ({"area": -1}, FaultKind.AREA, "has the area -1, not a number"),
+        ({"iscrowd": None}, FaultKind.CROWD, "has iscrowd None, neither 0 nor 1"),
+        ({"iscrowd": "0"}, FaultKind.CROWD, "has iscrowd '0', neither 0 nor 1"),
+        ({"iscrowd": [1]}, FaultKind.CROWD, "has iscrowd [1], neither 0 nor 1"),
         ({"category_id": "1"}, FaultKind.UNKNOWN_CATEGORY, "has the unknown category '1'"),
         ({"id": 21}, FaultKind.ANNOTATION_ID, "has no id of its own: ids are integers that occur once"),
     ],
@@ -108,6 +111,9 @@ def test_of_two_images_with_one_id_none_is_kept_since_nobody_knows_whose_the_box
     found["images"] += [{**found["images"][0]}, {**found["images"][1], "file_name": "x.png"}]
     checked = check_annotations(found, "val.json")
     assert counted(checked.faults) == {"image id repeated": 2}
+    assert remedied(counted(checked.faults)) == (
+        "2 x image id repeated (left out; entries that differ, all of them with their boxes)"
+    )
     assert [entry["file_name"] for entry in checked.coco["images"]] == ["1.png", "3.png", "4.png"]
     assert {note["image_id"] for note in checked.coco["annotations"]} == {1, 3, 4}
 
@@ -184,6 +190,27 @@ def test_detections_are_scored_against_the_truth_without_bad_entries(spoilt: Pat
     found = score_detections(perfect, data)
     assert (found.ap, found.objects, found.images) == (pytest.approx(1), 4, 3)
     assert found.left_out == KINDS
+
+
+@pytest.mark.parametrize(
+    ("said", "crowds"), [(None, 0), ("0", 0), ("1", 0), (2, 0), (float("nan"), 0), (1.0, 1), (True, 1), (0.0, 0)]
+)
+def test_what_iscrowd_says_is_0_or_1_or_0_with_a_fault(tmp_path: Path, said: object, crowds: int) -> None:
+    def mark(found: Coco) -> None:
+        found["annotations"][3] |= {"iscrowd": said, "ignore": "no matter: pycocotools writes its own over it"}
+
+    data = CocoDataset(write_split(tmp_path / "data", "val", mark), "val", image=None, drop_bad=True)
+    faulty = said not in (0, 1)
+    assert remedied(counted(data.left_out)) == "1 x iscrowd neither 0 nor 1 (taken as 0)" * faulty
+    perfect = [
+        Detections(sample.boxes, np.ones(len(sample.labels), dtype=np.float32), sample.labels) for sample in data
+    ]
+    found = score_detections(perfect, data)
+    assert (found.ap, found.objects, sum(map(len, (sample.labels for sample in data)))) == (
+        pytest.approx(1),
+        8 - crowds,
+        8 - crowds,
+    )
 
 
 def test_without_any_usable_image_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:

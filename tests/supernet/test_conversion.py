@@ -420,5 +420,8 @@ def test_a_split_without_usable_images_is_refused_with_its_faults(yolo: Path, tm
         path.write_bytes(b"no picture")
     source = read(yolo)
     assert all(isinstance(fault, Fault) for fault in source.faults)
-    with pytest.raises(BadDataset, match=r"4 fault.*no image of val can be used"):
+    with pytest.raises(BadDataset, match=r"4 fault.*no image of val can be used") as caught:
         write_dataset(source, tmp_path / "out")
+    assert str(caught.value).endswith(
+        "Correct or remove these entries (`heatnas data convert` without --drop-bad shows them by kind)."
+    )
