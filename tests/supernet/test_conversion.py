@@ -218,6 +218,16 @@ def test_an_image_without_a_label_file_is_background(yolo: Path) -> None:
     assert found.splits["train"][0].boxes == ()
 
 
+def test_images_without_label_files_are_counted_since_they_may_be_a_mistake(yolo: Path) -> None:
+    assert read(yolo).remarks == ()
+    for name in ("train/000002", "train/000004", "val/000001"):
+        (yolo / "labels" / f"{name}.txt").unlink()
+    assert read(yolo).remarks == (
+        "2 of 6 image(s) of train have no label file and count as background, such as images/train/000002.png",
+        "1 of 3 image(s) of val have no label file and count as background, such as images/val/000001.png",
+    )
+
+
 def test_labels_that_are_nowhere_are_no_background(yolo: Path) -> None:
     (yolo / "labels").rename(yolo / "marks")
     with pytest.raises(BadDataset, match=r"none of 9 images has a label file, such as .*labels/train/000001\.txt"):
@@ -228,6 +238,27 @@ def test_the_box_around_a_polygon_counts(yolo: Path) -> None:
     (yolo / "labels" / "train" / "000001.txt").write_text("2 .1 .2 .5 .2 .3 .8")
     ((box,), *_) = (image.boxes for image in read(yolo).splits["train"])
     assert (box.name, box.box) == ("cross", [6, 12, 24, 36])
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2)])
+def test_key_points_are_left_out_of_boxes(yolo: Path, shape: tuple[int, int]) -> None:
+    points = " 0.9 0.9 0.9 0.1 0.1 0.1"
+    wanted = read(yolo).splits["train"][1:]
+    for split in ("train", "val"):
+        for path in (yolo / "labels" / split).iterdir():
+            path.write_text("".join(f"{line}{points}\n" for line in path.read_text().splitlines()))
+    with (yolo / "data.yaml").open("a") as file:
+        file.write(f"kpt_shape: {list(shape)}\n")
+    box = "2 .5 .5 .1 .1"
+    (yolo / "labels" / "train" / "000001.txt").write_text(f"{box}{points}\n{box}\n{box}{points} 1 1\n")
+    first, *others = read(yolo).splits["train"]
+    assert [(found.name, found.box) for found in first.boxes] == [("cross", [27, 27, 6, 6])]
+    assert tuple(others) == wanted
+    shape_text = "is not `class cx cy w h` with the 6 numbers of kpt_shape behind it"
+    assert faults(yolo) == [
+        ("annotation unusable", "labels/train/000001.txt:2", f"'{box}' {shape_text}"),
+        ("annotation unusable", "labels/train/000001.txt:3", f"'{box}{points} 1 1' {shape_text}"),
+    ]
 
 
 @pytest.mark.parametrize("form", ["lists", "roboflow", "path"])
@@ -263,6 +294,10 @@ def test_a_yaml_file_may_say_where_images_are_in_all_usual_ways(yolo: Path, form
         ("train: images/train\nnames: {1: a}", "names is {1: 'a'}, neither a list nor numbered from 0 on"),
         ("train: images/train\nnames: [a, a, b]", "names are a, a, b, nc is 3: each needs a name of its own"),
         ("train: images/train\nnc: 4\nnames: [a, b]", "names are a, b, nc is 4"),
+        (
+            "train: images/train\nnames: [a, b]\nkpt_shape: 17",
+            r"kpt_shape is 17, neither \[key points, 2\] nor \[key points, 3\]",
+        ),
         ("train: images/nobody\nnames: [a, b]", "train is images/nobody, which is missing"),
         ("train: labels/train\nnames: [a, b]", "train is labels/train, where no image is"),
         ("names: [a, b]", "neither Annotations.* nor a YAML file with names and train"),
