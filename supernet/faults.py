@@ -20,6 +20,7 @@ class FaultKind(StrEnum):
     IMAGE_SIZE = "image size other than annotated"
     TURNED_IMAGE = "image turned by its EXIF orientation"
     SHARED_IMAGE = "image in two splits"
+    TWO_ANNOTATIONS = "image with two annotation files"
     ANNOTATION = "annotation unusable"
     REPEATED_ANNOTATION = "annotation repeated"
     ANNOTATION_ID = "annotation id missing or repeated"
@@ -67,6 +68,8 @@ def remedy(kind: FaultKind) -> str | None:
             return "left out; entries that differ, all of them with their boxes"
         case FaultKind.SHARED_IMAGE:
             return "left out of the first of the two"
+        case FaultKind.TWO_ANNOTATIONS:
+            return "only one of them used"
         case FaultKind.BOX_PARTLY_OUTSIDE:
             return "clipped"
         case FaultKind.ANNOTATION_ID:

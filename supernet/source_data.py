@@ -40,12 +40,14 @@ class SourceImage(NamedTuple):
         size: width and height, upright.
         is_turned: the file becomes upright only when it is turned as its EXIF data say.
         boxes: its objects, upright.
+        labels: the file they stand in; an image without one is background.
     """
 
     path: Path
     size: tuple[int, int]
     is_turned: bool
     boxes: tuple[SourceBox, ...]
+    labels: Path
 
 
 class Source(NamedTuple):
@@ -103,6 +105,31 @@ def apart(splits: dict[str, list[Path]], folder: Path) -> tuple[dict[str, list[P
         ]
         kept[split] = [path for path in files if path not in later]
         later |= dict.fromkeys(kept[split], split)
+    return dict(reversed(kept.items())), faults
+
+
+def each_once(
+    splits: Mapping[str, Sequence[SourceImage]], folder: Path
+) -> tuple[dict[str, tuple[SourceImage, ...]], list[Fault]]:
+    """Keep each image once: in the last split that has it, with the labels of its own name or else the first."""
+    faults = []
+    kept: dict[str, tuple[SourceImage, ...]] = {}
+    later: dict[Path, str] = {}
+    for split in reversed(list(splits)):
+        images = splits[split]
+        used: dict[Path, SourceImage] = {}
+        for image in sorted(images, key=lambda image: image.labels.stem != image.path.stem):
+            used.setdefault(image.path, image)
+        for image in images:
+            name, where = shown(image.path, folder), shown(image.labels, folder)
+            other = used[image.path]
+            if image.path in later:
+                faults.append(Fault(FaultKind.SHARED_IMAGE, f"its image {name} is in {later[image.path]} too", where))
+            elif other is not image:
+                text = f"its image {name} is that of {shown(other.labels, folder)} too"
+                faults.append(Fault(FaultKind.TWO_ANNOTATIONS, text, where))
+        kept[split] = tuple(image for image in images if used[image.path] is image and image.path not in later)
+        later |= dict.fromkeys((image.path for image in kept[split]), split)
     return dict(reversed(kept.items())), faults
 
 

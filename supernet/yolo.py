@@ -244,7 +244,7 @@ def _read(folder: Path, form: _Form, path: Path) -> tuple[SourceImage | None, li
         box, wrong = _object(words, form, size, line)
         boxes += [box] if box is not None else []
         faults += wrong
-    return SourceImage(path, size, turn != 1, tuple(boxes)), faults
+    return SourceImage(path, size, turn != 1, tuple(boxes), label), faults
 
 
 def _object(

@@ -177,6 +177,47 @@ def test_every_fault_of_a_voc_folder_names_file_and_line(voc: Path) -> None:
     assert [box.box for box in kept["val"][-1].boxes] == [[1, 2, 3, 4], [50, 9, 10, 4]]
 
 
+@pytest.mark.parametrize("names", ["2008_000001\n2008_000002\n", ""])
+def test_a_test_list_without_annotations_stands_in_the_way_of_nothing(voc: Path, tmp_path: Path, names: str) -> None:
+    (voc / "ImageSets" / "Main" / "test.txt").write_text(names)
+    out = converted(voc, tmp_path / "out")
+    assert sorted(path.name for path in out.iterdir()) == ["annotations", "train", "val"]
+    count = len(names.split())
+    assert read(voc).remarks == (
+        f"there is no test split: none of {count} image(s) in ImageSets/Main/test.txt is annotated",
+    )
+
+
+def test_an_image_of_two_annotations_is_used_once(voc: Path, tmp_path: Path) -> None:
+    notes, lists = voc / "Annotations", voc / "ImageSets" / "Main"
+    text = voc_text((60, 60), [("cup", [1.0, 2.0, 3.0, 4.0])])
+    named = text.replace("<size>", "<filename>{}.png</filename><size>")
+    for name, image in zip("ABCDE", ("train_000001", "train_000002", "val_000001", "extra", "extra"), strict=True):
+        (notes / f"{name}.xml").write_text(named.format(image))
+    shutil.copy(voc / "JPEGImages" / "val_000001.png", voc / "JPEGImages" / "extra.png")
+    train, val = ((lists / f"{split}.txt").read_text() for split in ("train", "val"))
+    (lists / "train.txt").write_text(f"A\nC\nD\n{train}E\n")
+    (lists / "val.txt").write_text(f"{val}B\n")
+    shared, twice = "image in two splits", "image with two annotation files"
+    first, second, third, extra = (
+        f"its image JPEGImages/{name}.png is" for name in ("train_000001", "train_000002", "val_000001", "extra")
+    )
+    assert faults(voc) == [
+        (twice, "Annotations/A.xml", f"{first} that of Annotations/train_000001.xml too"),
+        (shared, "Annotations/C.xml", f"{third} in val too"),
+        (shared, "Annotations/train_000002.xml", f"{second} in val too"),
+        (twice, "Annotations/E.xml", f"{extra} that of Annotations/D.xml too"),
+    ]
+    source = read(voc)
+    write_dataset(source, tmp_path / "out")
+    assert [image.labels.stem for image in source.splits["train"]] == [
+        "D",
+        *(f"train_{number:06}" for number in (1, 3, 4, 5, 6)),
+    ]
+    report = report_data(tmp_path / "out")
+    assert (report.faults, [split.images for split in report.splits]) == ((), [6, 4])
+
+
 def test_annotations_in_no_list_are_remarked(voc: Path) -> None:
     (voc / "ImageSets" / "Main" / "val.txt").unlink()
     assert read(voc).remarks == ("3 file(s) in Annotations are in no list and are not used",)
