@@ -87,7 +87,7 @@ class _Seen:
         from supernet.detection import class_names, detect_objects  # noqa: PLC0415
         from supernet.drawing import draw  # noqa: PLC0415
         from supernet.errors import UnreadableImage  # noqa: PLC0415
-        from supernet.pictures import read_picture  # noqa: PLC0415
+        from supernet.image_files import read_picture  # noqa: PLC0415
 
         pictures, unreadable = {}, []
         for file in group:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from server.cli_options import ImageOption, SeedOption, SpaceOption, input_size
+from server.cli_options import ImageOption, SeedOption, SpaceOption, fail, input_size
 from server.cli_training import TrainingTeller, accuracy_text
 from server.cli_training_options import (
     BatchOption,
@@ -21,11 +21,17 @@ from server.cli_training_options import (
     given,
 )
 
+HELD_OUT = 0.1
+"""Share of each class that is held out where a folder has no val."""
+
 
 def pretrain(
     images: Annotated[
         Path,
-        typer.Argument(help="Folder with train/CLASS/*.jpg and val/CLASS/*.jpg (png, bmp and webp are read as well)."),
+        typer.Argument(
+            help="Folder with train/CLASS/ and val/CLASS/, each with images: "
+            "files that end in .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, .gif or .ppm."
+        ),
     ],
     *,
     out: OutOption,
@@ -54,9 +60,14 @@ def pretrain(
     drop_path: DropPathOption = None,
     precision: PrecisionOption = "auto",
     held_out: Annotated[
-        float,
-        typer.Option(min=0.01, max=0.9, help="Share of each class that is held out where the folder has no val."),
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=0.9,
+            help="Share of each class that is held out, for a folder without val; default: 0.1.",
+            show_default=False,
+        ),
+    ] = None,
     seed: SeedOption = 0,
     workers: WorkersOption = 0,
 ) -> None:
@@ -76,6 +87,8 @@ def pretrain(
     from supernet.processes import joined  # noqa: PLC0415
     from supernet.recipe import named_pretrain_recipe  # noqa: PLC0415
 
+    if held_out is not None and (images / "val").is_dir():
+        fail(f"--held-out {held_out:g}: {images} has a folder val of its own; leave the option out")
     chosen_recipe = named_pretrain_recipe(recipe).model_copy(
         update=given(
             {
@@ -90,7 +103,7 @@ def pretrain(
             }
         )
     )
-    data = open_image_folder(images, held_out=held_out, seed=seed)
+    data = open_image_folder(images, held_out=held_out or HELD_OUT, seed=seed)
     train, judged = data
     chosen_space, chosen = choose(config, space, input_size(image), stride=32, classes=len(train.classes))
     with joined() as processes:

@@ -75,12 +75,19 @@ def check_annotations(found: Json, where: str) -> Checked:
     )
 
 
-def refuse(folder: Path, faults: tuple[Fault, ...]) -> BadDataset:
-    """Make one error of all faults: counted by kind where there are several."""
+def refuse(folder: Path, faults: tuple[Fault, ...], *, shown_by: str = "") -> BadDataset:
+    """Make one error of all faults: counted by kind where there are several.
+
+    Args:
+        folder: the data set.
+        faults: of it.
+        shown_by: the command that shows all of them; empty for a data set in COCO format.
+    """
+    shown_by = shown_by or f"`heatnas data check {folder}`"
     counts = counted(faults)
     kinds = [f"{count} x {kind}" for kind, count in counts.items()]
     summary = f" ({', '.join(kinds[:SHOWN])}{', ...' if len(kinds) > SHOWN else ''})" if len(kinds) > 1 else ""
-    advice = f"Correct or remove these entries (`heatnas data check {folder}` shows them by kind)"
+    advice = f"Correct or remove these entries ({shown_by} shows them by kind)"
     if all(remedy(fault.kind) for fault in faults):
         advice += ", or go on without them with --drop-bad"
     return BadDataset(folder, [fault.text for fault in faults], summary=summary, advice=advice)
@@ -248,6 +255,10 @@ def _check_note(
     if "area" in note and not (_is_number(note["area"]) and note["area"] >= 0):
         faults.append((FaultKind.AREA, f"{name} has the area {_short(note['area'])}, not a number"))
         del use["area"]
+    if "iscrowd" in note:
+        if note["iscrowd"] not in (0, 1):  # 1.0 and true are 1
+            faults.append((FaultKind.CROWD, f"{name} has iscrowd {_short(note['iscrowd'])}, neither 0 nor 1"))
+        use["iscrowd"] = int(note["iscrowd"] in (0, 1) and note["iscrowd"])
     image = images[note["image_id"]]
     if not image:  # the entry of its image is reported
         return faults, None

@@ -22,6 +22,9 @@ from supernet.yolo import is_yolo, read_yolo
 JPEG_QUALITY = 95
 """Of images that are turned upright."""
 
+SHOWN_BY = "`heatnas data convert` without --drop-bad"
+"""What shows the faults of a source; `heatnas data check` reads COCO alone."""
+
 
 def recognise(source: Path) -> SourceFormat:
     """Tell how a data set is written.
@@ -78,7 +81,7 @@ def with_val(source: Source, *, share: float, seed: int) -> Source:
     images = source.splits["train"]
     if len(images) < 2:
         nothing = Fault(FaultKind.NOTHING_LISTED, f"{len(images)} usable images cannot be split in two", "train")
-        raise refuse(source.folder, (nothing, *source.faults))
+        raise refuse(source.folder, (nothing, *source.faults), shown_by=SHOWN_BY)
     count = min(max(1, round(share * len(images))), len(images) - 1)
     chosen = set(np.random.default_rng(seed).permutation(len(images))[:count].tolist())
     parts = {
@@ -118,10 +121,10 @@ def write_dataset(source: Source, out: Path, *, copy: bool = False, progress: Pr
     for split, images in source.splits.items():
         if not images:
             nothing = Fault(FaultKind.NOTHING_LISTED, f"no image of {split} can be used", split)
-            raise refuse(source.folder, (nothing, *source.faults))
+            raise refuse(source.folder, (nothing, *source.faults), shown_by=SHOWN_BY)
     if not _classes(source):
         nothing = Fault(FaultKind.NOTHING_LISTED, "no image shows any object, so there is no class", "annotations")
-        raise refuse(source.folder, (nothing, *source.faults))
+        raise refuse(source.folder, (nothing, *source.faults), shown_by=SHOWN_BY)
     with whole_folder(out) as partial:
         _write(source, partial, copy=copy, progress=progress)
 
@@ -158,7 +161,8 @@ def _place(image: SourceImage, target: Path, *, copy: bool) -> None:
     if image.is_turned:
         with opened(image.path) as picture:
             form = "JPEG" if picture.format == "MPO" else picture.format  # a JPEG with more behind it
-            ImageOps.exif_transpose(picture).save(target, format=form, quality=JPEG_QUALITY)
+            upright = ImageOps.exif_transpose(picture)
+        upright.save(target, format=form, quality=JPEG_QUALITY)
         return
     if not copy:
         try:

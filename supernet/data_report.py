@@ -1,6 +1,5 @@
 """What is in a data set and what is wrong with it: every entry and every image file is looked at."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,8 @@ from supernet.annotations import annotation_path, check_annotations, read_annota
 from supernet.dataset import image_fault
 from supernet.errors import BadDataset, BadImage
 from supernet.faults import Fault, FaultKind, causes, remedy
-from supernet.image_files import check_content
+from supernet.files import file_sha256
+from supernet.image_files import READERS, read_image
 
 SPLITS = ("train", "val")
 
@@ -26,9 +26,6 @@ SHARES = (0, 10, 50, 90, 100)
 """Percentiles of box sides that are told."""
 
 EXAMPLES = 5
-
-READERS = min(8, os.cpu_count() or 1)
-"""Images decoded at once."""
 
 
 class SplitReport(Value):
@@ -156,10 +153,12 @@ def _look_at(
     usable, faults, hashes = [], [], {}
 
     def look(entry: Mapping[str, Any]) -> str | Fault:
+        path = folder / split / str(entry["file_name"])
         try:
-            return check_content(folder / split / entry["file_name"], (entry["width"], entry["height"]))[1]
+            read_image(path, (entry["width"], entry["height"]))
         except BadImage as fault:
             return image_fault(fault, entry, split)
+        return file_sha256(path)
 
     with ThreadPoolExecutor(READERS) as pool:
         for done, (entry, seen) in enumerate(zip(listed, pool.map(look, listed), strict=True), start=1):

@@ -176,11 +176,10 @@ def image_fault(fault: BadImage, entry: Json, split: str) -> Fault:
     return Fault(fault.kind, f"image {entry['file_name']}: {fault}", annotation_path(split), entry["id"])
 
 
-def spread_evenly(count: int, most: int | None) -> range:
-    """Return at most so many of the indices 0 .. count - 1, all of them for None, at even distances."""
-    if most is None:
-        return range(count)
-    return range(0, count, max(1, count // most))[:most]
+def spread_evenly(count: int, most: int | None) -> list[int]:
+    """Return at most so many of the indices 0 .. count - 1, all of them for None, spread over the whole range."""
+    chosen = count if most is None else min(count, most)
+    return [place * count // chosen for place in range(chosen)]
 
 
 def _objects_by_image(coco: Json) -> dict[int, list[Json]]:

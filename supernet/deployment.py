@@ -12,6 +12,7 @@ from supernet.checkpoint import DetectorHeader, load_detector
 from supernet.dataset import CocoDataset, spread_evenly
 from supernet.evaluation import evaluate_onnx, filled, images_to_floats
 from supernet.export import OPSET, ParityRecord, export_detector
+from supernet.files import file_sha256
 from supernet.float16 import Float16Parity, compare_float16, to_float16
 from supernet.manifest import ExportedFile, Manifest, Precision, Preprocessing, package_versions, write_export
 from supernet.postprocess import Floats
@@ -95,7 +96,7 @@ def deploy(
         opset=OPSET,
         preprocessing=Preprocessing(shape=(batch, 3, *header.config.image)),
         outputs=OUTPUTS,
-        weights_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        weights_sha256=file_sha256(checkpoint),
         trained_on=header.data,
         evaluated_on=None if held_out is None else f"{held_out.folder.resolve().name}/{held_out.split}",
         files=tuple(one.entry for one in made),

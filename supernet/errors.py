@@ -3,7 +3,7 @@
 SupernetError
 ├── ParityError         an exported graph computes something else than the module it came from
 ├── BadDataset          annotations or images that cannot be trained on: names each fault
-├── BadImage            an image file that is missing, damaged or of another size than annotated
+├── BadImage            an image file that is missing, damaged, not upright or of another size than annotated
 ├── DatasetExists       the folder holds something other than the data set asked for
 ├── FolderTaken         the folder of a converted data set holds something already
 ├── BadCheckpoint       a file that is no checkpoint of this version

@@ -18,11 +18,14 @@ class FaultKind(StrEnum):
     MISSING_IMAGE = "image file missing"
     UNREADABLE_IMAGE = "image file unreadable"
     IMAGE_SIZE = "image size other than annotated"
+    TURNED_IMAGE = "image turned by its EXIF orientation"
     SHARED_IMAGE = "image in two splits"
+    TWO_ANNOTATIONS = "image with two annotation files"
     ANNOTATION = "annotation unusable"
     REPEATED_ANNOTATION = "annotation repeated"
     ANNOTATION_ID = "annotation id missing or repeated"
     AREA = "area not a number"
+    CROWD = "iscrowd neither 0 nor 1"
     UNKNOWN_IMAGE = "annotation of an unknown image"
     UNKNOWN_CATEGORY = "annotation of an unknown category"
     BOX = "box not four finite numbers"
@@ -55,20 +58,26 @@ def remedy(kind: FaultKind) -> str | None:
             return None
         case (
             FaultKind.IMAGE_ENTRY
-            | FaultKind.REPEATED_IMAGE
             | FaultKind.MISSING_IMAGE
             | FaultKind.UNREADABLE_IMAGE
             | FaultKind.IMAGE_SIZE
+            | FaultKind.TURNED_IMAGE
         ):
             return "left out with its boxes"
+        case FaultKind.REPEATED_IMAGE:
+            return "left out; entries that differ, all of them with their boxes"
         case FaultKind.SHARED_IMAGE:
             return "left out of the first of the two"
+        case FaultKind.TWO_ANNOTATIONS:
+            return "only one of them used"
         case FaultKind.BOX_PARTLY_OUTSIDE:
             return "clipped"
         case FaultKind.ANNOTATION_ID:
             return "numbered anew"
         case FaultKind.AREA:
             return "taken from the box"
+        case FaultKind.CROWD:
+            return "taken as 0"
         case _:
             return "left out"
 
@@ -76,10 +85,11 @@ def remedy(kind: FaultKind) -> str | None:
 def causes(entries: Iterable[Fault], files: Iterable[Fault]) -> tuple[Fault, ...]:
     """Join the faults of an annotation file and of image files.
 
-    Boxes are judged by the size that the entry of their image says: where that is wrong, they are not.
+    Boxes are judged by the size that the entry of their image says: where that is wrong or turned, they are not.
     """
     files = tuple(files)
-    misjudged = {fault.image_id for fault in files if fault.kind is FaultKind.IMAGE_SIZE}
+    unsure = (FaultKind.IMAGE_SIZE, FaultKind.TURNED_IMAGE)
+    misjudged = {fault.image_id for fault in files if fault.kind in unsure}
     judged = tuple(fault for fault in entries if fault.image_id is None or fault.image_id not in misjudged)
     return (*judged, *files)
 

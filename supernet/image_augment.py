@@ -3,14 +3,12 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
 from nas.values import Value
 from supernet.augment import relit
-
-Pixels = NDArray[np.uint8]
+from supernet.pictures import Pixels
 
 TRIES = 10
 """How often a crop is drawn before the largest one in the middle is taken."""

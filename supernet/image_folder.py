@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from supernet.dataset import MEMORY_MIB
-from supernet.errors import BadDataset
-from supernet.pictures import SUFFIXES, Pixels, to_rgb
-
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for a file that it cannot read; a broken PNG is a SyntaxError."""
+from supernet.errors import BadDataset, BadImage
+from supernet.image_files import opened, read_upright
+from supernet.pictures import SUFFIXES, Pixels
 
 
 class Picture(NamedTuple):
     """One image with its class.
 
     Attributes:
-        pixels: RGB (height, width, 3), uint8, at its own size.
+        pixels: RGB (height, width, 3), uint8, at its own size, upright.
         label: index of the class.
     """
 
@@ -72,18 +69,18 @@ class ImageFolder:
         if self._kept is not None:
             return Picture(self._kept[index], label)
         try:
-            return Picture(_pixels(self.folder / self.paths[index]), label)
-        except _UNREADABLE as fault:
-            raise BadDataset(self.folder, [_fault(self.paths[index], fault)]) from fault
+            return Picture(read_upright(self.folder / self.paths[index]), label)
+        except BadImage as fault:
+            raise BadDataset(self.folder, [f"image {self.paths[index]}: {fault}"]) from fault
 
     def _sizes(self) -> list[tuple[int, int]]:
         sizes, faults = [], []
         for path in self.paths:
             try:
-                with Image.open(self.folder / path) as picture:
+                with opened(self.folder / path) as picture:
                     sizes.append(picture.size)
-            except _UNREADABLE as fault:
-                faults.append(_fault(path, fault))
+            except BadImage as fault:
+                faults.append(f"image {path}: {fault}")
         if faults:
             raise BadDataset(self.folder, faults)
         return sizes
@@ -97,10 +94,10 @@ class ImageFolder:
                 digest.update(f" {(self.folder / path).stat().st_size}".encode())
                 continue
             try:
-                kept.append(_pixels(self.folder / path))
+                kept.append(read_upright(self.folder / path))
                 digest.update((self.folder / path).read_bytes())
-            except _UNREADABLE as fault:
-                faults.append(_fault(path, fault))
+            except BadImage as fault:
+                faults.append(f"image {path}: {fault}")
         if faults:
             raise BadDataset(self.folder, faults)
         return tuple(kept) if keep else None, digest.hexdigest()
@@ -168,14 +165,3 @@ def _split(
         order = np.random.default_rng((seed, 4, label)).permutation(len(paths))
         held.update(paths[place] for place in order[:count])
     return [item for item in items if item[0] not in held], [item for item in items if item[0] in held]
-
-
-def _pixels(path: Path) -> Pixels:
-    with Image.open(path) as picture:
-        return to_rgb(picture)
-
-
-def _fault(path: Path, fault: BaseException) -> str:
-    # What Pillow says of a file it does not know repeats the whole path.
-    reason = "it is no image" if "cannot identify" in str(fault) else str(fault)
-    return f"image {path}: {reason}"

@@ -1,6 +1,5 @@
 """What stands beside exported detector files: all that it takes to feed them, and to trust them."""
 
-import hashlib
 import json
 from enum import StrEnum
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from nas.values import Value
 from supernet.errors import BadManifest
 from supernet.evaluation import Evaluation
 from supernet.export import ParityRecord
-from supernet.files import write_whole
+from supernet.files import file_sha256, write_whole
 from supernet.float16 import Float16Parity
 from supernet.postprocess import MAX_CANDIDATES, MAX_DETECTIONS, MAX_IOU, MIN_SCORE
 from supernet.quantisation import Calibration
@@ -196,6 +195,6 @@ def manifest_of(file: Path) -> Manifest | None:
     listed = {entry.name: entry for entry in manifest.files}
     if file.name not in listed:
         raise BadManifest(path, f"it lists {', '.join(listed)}, not {file.name}")
-    if hashlib.sha256(file.read_bytes()).hexdigest() != listed[file.name].sha256:
+    if file_sha256(file) != listed[file.name].sha256:
         raise BadManifest(path, f"{file.name} is not the file that it was written for")
     return manifest

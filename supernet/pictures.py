@@ -1,12 +1,8 @@
 """From a picture, whatever its form, to what a detector takes: the same steps in training, scoring and detection."""
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
-from supernet.errors import UnreadableImage
+from PIL import Image
 
 Pixels = NDArray[np.uint8]
 """RGB (height, width, 3)."""
@@ -27,21 +23,6 @@ def to_rgb(picture: Image.Image) -> Pixels:
         grey = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.asarray(picture.convert("RGB"))
-
-
-def read_picture(path: Path) -> Pixels:
-    """Read an image upright, as its EXIF data say it was held.
-
-    Raises:
-        UnreadableImage: it is missing, damaged, or none.
-    """
-    try:
-        with Image.open(path) as picture:
-            return to_rgb(ImageOps.exif_transpose(picture))
-    except FileNotFoundError as fault:
-        raise UnreadableImage(path, "it does not exist") from fault
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-        raise UnreadableImage(path, " ".join(str(fault).split())) from fault
 
 
 def stretch(pixels: Pixels, image: tuple[int, int]) -> Pixels:

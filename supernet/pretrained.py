@@ -1,6 +1,5 @@
 """Start a detector from trained weights: what of a file fits is taken, and the rest is accounted for by name."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 from supernet.checkpoint import BACKBONE, DETECTOR, DetectorHeader, Origin, load_any_run, tensors_below
 from supernet.detector import HeatDETR, module_key
 from supernet.errors import NothingInCommon
-from supernet.files import write_whole
+from supernet.files import file_sha256, write_whole
 
 REPORT_NAME = "init.json"
 """In the folder of a run: the names behind the numbers of its `Origin`."""
@@ -82,7 +81,7 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
     missing, left_over = own.keys() - found.keys(), found.keys() - own.keys()
     origin = Origin(
         file=path.name,
-        sha256=_sha256(path),
+        sha256=file_sha256(path),
         taken=len(taken),
         unfit=len(unfit),
         missing=len(missing),
@@ -124,8 +123,3 @@ def _by_site(names: Iterable[str], notes: Mapping[str, str] | None = None) -> Na
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "one number"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

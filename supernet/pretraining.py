@@ -20,10 +20,11 @@ from supernet.checkpoint import BACKBONE, BackboneHeader
 from supernet.classifier import Classifier
 from supernet.curves import PRETRAIN_CHART, PretrainRow
 from supernet.evaluation import images_to_floats
-from supernet.image_augment import Pixels, changed, cropped, middle_box, mixed, mixes
+from supernet.image_augment import changed, cropped, middle_box, mixed, mixes
 from supernet.image_folder import ImageFolder
 from supernet.layers.drop_path import set_drop_path
 from supernet.loading import Loader
+from supernet.pictures import Pixels
 from supernet.processes import ALONE, Processes
 from supernet.recipe import PretrainRecipe
 from supernet.stepping import Loss

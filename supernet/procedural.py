@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 
 from supernet.errors import DatasetExists
 from supernet.files import whole_folder
+from supernet.pictures import Pixels
 
 SHAPES = ("disc", "ring", "cross")
 """The classes, in the order of their category ids 1, 2, 3."""
@@ -59,7 +60,6 @@ ARM = 0.33
 DRAWING_THREADS = 2
 """Images drawn at once: two take 0.6 of the time of one; beyond, Python's lock is what they wait for."""
 
-Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Weights = NDArray[np.int32]
 

@@ -1,6 +1,5 @@
 """What the readers of foreign data sets have in common: images with boxes in pixels, and the faults they found."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from supernet.annotations import box_fault, clipped
 from supernet.faults import Fault, FaultKind
-from supernet.image_files import SIDEWAYS, opened, orientation
+from supernet.image_files import READERS, SIDEWAYS, opened, orientation
 
 SourceFormat = Literal["voc", "yolo"]
 
@@ -17,9 +16,6 @@ Progress = Callable[[str, int, int], None]
 
 DECIMALS = 3
 """Boxes are kept to a thousandth of a pixel: six digits of a normalised coordinate hold no more."""
-
-READERS = min(8, os.cpu_count() or 1)
-"""Images decoded at once."""
 
 
 class SourceBox(NamedTuple):
@@ -41,15 +37,17 @@ class SourceImage(NamedTuple):
 
     Attributes:
         path: of the file.
-        size: width and height, in which the boxes are meant.
-        is_turned: the file becomes upright, as the boxes have it, only when it is turned as its EXIF data say.
-        boxes: its objects.
+        size: width and height, upright.
+        is_turned: the file becomes upright only when it is turned as its EXIF data say.
+        boxes: its objects, upright.
+        labels: the file they stand in; an image without one is background.
     """
 
     path: Path
     size: tuple[int, int]
     is_turned: bool
     boxes: tuple[SourceBox, ...]
+    labels: Path
 
 
 class Source(NamedTuple):
@@ -110,16 +108,51 @@ def apart(splits: dict[str, list[Path]], folder: Path) -> tuple[dict[str, list[P
     return dict(reversed(kept.items())), faults
 
 
-def upright_size(path: Path) -> tuple[tuple[int, int], tuple[int, int], bool]:
-    """Read an image file in full; return its size as stored, its size upright, and whether it has to be turned.
+def each_once(
+    splits: Mapping[str, Sequence[SourceImage]], folder: Path
+) -> tuple[dict[str, tuple[SourceImage, ...]], list[Fault]]:
+    """Keep each image once: in the last split that has it, with the labels of its own name or else the first."""
+    faults = []
+    kept: dict[str, tuple[SourceImage, ...]] = {}
+    later: dict[Path, str] = {}
+    for split in reversed(list(splits)):
+        images = splits[split]
+        used: dict[Path, SourceImage] = {}
+        for image in sorted(images, key=lambda image: image.labels.stem != image.path.stem):
+            used.setdefault(image.path, image)
+        for image in images:
+            name, where = shown(image.path, folder), shown(image.labels, folder)
+            other = used[image.path]
+            if image.path in later:
+                faults.append(Fault(FaultKind.SHARED_IMAGE, f"its image {name} is in {later[image.path]} too", where))
+            elif other is not image:
+                text = f"its image {name} is that of {shown(other.labels, folder)} too"
+                faults.append(Fault(FaultKind.TWO_ANNOTATIONS, text, where))
+        kept[split] = tuple(image for image in images if used[image.path] is image and image.path not in later)
+        later |= dict.fromkeys((image.path for image in kept[split]), split)
+    return dict(reversed(kept.items())), faults
+
+
+def read_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Read an image file in full; return its size as stored, its size upright, and its EXIF orientation.
 
     Raises:
         BadImage: it is missing or cannot be read.
     """
     with opened(path) as picture:
-        turn = orientation(picture)
         picture.load()
-        return picture.size, picture.size[::-1] if turn >= SIDEWAYS else picture.size, turn != 1
+        turn = orientation(picture)
+        return picture.size, picture.size[::-1] if turn >= SIDEWAYS else picture.size, turn
+
+
+def turned(box: Sequence[float], stored: tuple[int, int], turn: int) -> list[float]:
+    """Turn a box x, y, width, height of the stored pixels as an EXIF orientation of `SIDEWAYS` or more says."""
+    x, y, width, height = box
+    if turn in (6, 7):  # the lower edge comes to the left
+        y = stored[1] - y - height
+    if turn in (7, 8):  # the right edge comes to the top
+        x = stored[0] - x - width
+    return [round(side, DECIMALS) for side in (y, x, height, width)]
 
 
 def placed(

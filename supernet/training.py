@@ -5,7 +5,6 @@ together over three seeds of heatdetr-nano, r differed from uniform by 0.93 time
 candidates are drawn alike, so that none looks important for having been trained more (FairNAS, section 3).
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -38,6 +37,7 @@ from supernet.dataset import CocoDataset
 from supernet.errors import CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import evaluate_module, images_to_floats
 from supernet.extraction import extract
+from supernet.files import file_sha256
 from supernet.importance import read_importance
 from supernet.layers.head import RawPrediction
 from supernet.losses import Target, detection_losses
@@ -317,7 +317,7 @@ class _Run:
         """Return the result of a finished training from its file."""
         _, header = load_checkpoint(self.finished, Header)
         self._check(self.finished, header)
-        sha256 = hashlib.sha256(self.finished.read_bytes()).hexdigest()
+        sha256 = file_sha256(self.finished)
         return self._trained(load_supernet(self.finished), sha256, TrainMetrics.model_validate(header.metrics))
 
     def _trained(self, supernet: Supernet, sha256: str, metrics: TrainMetrics) -> TrainedSupernet:

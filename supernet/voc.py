@@ -20,10 +20,12 @@ from supernet.source_data import (
     SourceBox,
     SourceImage,
     apart,
+    each_once,
     placed,
     read_images,
+    read_sizes,
     shown,
-    upright_size,
+    turned,
 )
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -71,28 +73,36 @@ def read_voc(folder: Path, progress: Progress = lambda *_: None) -> Source:
     root = voc_root(folder)
     if root is None:
         raise BadDataset(folder, ["no Annotations/*.xml here, nor in one folder of it"], advice="Name a VOC folder")
-    lists, faults = _lists(root)
+    lists, faults, remarks = _lists(root)
     splits, shared = apart(lists, root)
-    found, wrong = read_images(splits, partial(_read, root), progress)
+    read, wrong = read_images(splits, partial(_read, root), progress)
+    found, again = each_once(read, root)
     named = {path for paths in lists.values() for path in paths}
     unused = sum(path not in named for path in (root / "Annotations").glob("*.xml"))
-    remarks = (f"{unused} file(s) in Annotations are in no list and are not used",) if unused else ()
-    return Source(folder, "voc", None, found, (*faults, *shared, *wrong), remarks)
+    if unused:
+        remarks.append(f"{unused} file(s) in Annotations are in no list and are not used")
+    return Source(folder, "voc", None, found, (*faults, *shared, *wrong, *again), tuple(remarks))
 
 
 def _has_xml(folder: Path) -> bool:
     return any((folder / "Annotations").glob("*.xml"))
 
 
-def _lists(root: Path) -> tuple[dict[str, list[Path]], list[Fault]]:
-    """Return the annotation files of each split."""
+def _lists(root: Path) -> tuple[dict[str, list[Path]], list[Fault], list[str]]:
+    """Return the annotation files of each split, what is wrong, and what is worth knowing."""
     found: dict[str, list[Path]] = {}
     faults: list[Fault] = []
+    remarks: list[str] = []
     for name in ("train", "trainval", "val", "test"):
         path = root / "ImageSets" / "Main" / f"{name}.txt"
-        if path.is_file():
-            found[name], wrong = _listed(path, root)
-            faults += wrong
+        if not path.is_file():
+            continue
+        files, wrong = _listed(path, root)
+        if name == "test" and not files:  # VOC keeps the annotations of its tests to itself
+            remarks.append(f"there is no test split: none of {len(wrong)} image(s) in {shown(path, root)} is annotated")
+            continue
+        found[name] = files
+        faults += wrong
     whole = found.pop("trainval", [])
     if "train" not in found and whole:
         found = {"train": [path for path in whole if path not in found.get("val", [])]} | found
@@ -104,7 +114,7 @@ def _lists(root: Path) -> tuple[dict[str, list[Path]], list[Fault]]:
             ["ImageSets/Main has lists, but none of training images"],
             advice="Add train.txt or trainval.txt, or remove the lists to use all annotations",
         )
-    return found, faults
+    return found, faults, remarks
 
 
 def _listed(path: Path, root: Path) -> tuple[list[Path], list[Fault]]:
@@ -136,7 +146,7 @@ def _read(root: Path, path: Path) -> tuple[SourceImage | None, list[Fault]]:
         return None, [Fault(FaultKind.SOURCE_FILE, f"cannot be read ({fault})", where)]
     image = _image_path(root, path, annotation.value("filename"))
     try:
-        stored, upright, is_turned = upright_size(image)
+        stored, upright, turn = read_sizes(image)
     except BadImage as fault:
         return None, [Fault(fault.kind, f"image {image.name}: {fault}", where)]
     size, wrong = _size(annotation, stored, upright)
@@ -147,7 +157,9 @@ def _read(root: Path, path: Path) -> tuple[SourceImage | None, list[Fault]]:
         box, found = _object(item, size, place, where)
         boxes += [box] if box is not None else []
         faults += found
-    return SourceImage(image, size, is_turned and size == upright, tuple(boxes)), faults
+    if size != upright:
+        boxes = [box._replace(box=turned(box.box, stored, turn)) for box in boxes]
+    return SourceImage(image, upright, turn != 1, tuple(boxes), path), faults
 
 
 def _parsed(path: Path) -> Node:

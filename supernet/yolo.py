@@ -1,6 +1,7 @@
 """Data sets as YOLO trainers read them: a YAML file with names and splits, images/, labels/ of `class cx cy w h`.
 
-Coordinates are shares of the upright image. A line of more numbers is a polygon, of which the box around it counts.
+Coordinates are shares of the upright image. A line of more numbers is a polygon, of which the box around it counts, or
+where the YAML file says `kpt_shape`, a box with key points, which are left out.
 """
 
 import math
@@ -8,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -23,14 +24,29 @@ from supernet.source_data import (
     apart,
     placed,
     read_images,
+    read_sizes,
     shown,
-    upright_size,
 )
 
 Json = Mapping[str, Any]
 
 KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """What the splits are called in the YAML file."""
+
+
+class _Form(NamedTuple):
+    """What a line of a label file may hold."""
+
+    classes: tuple[str, ...]
+    key_points: int
+    """Numbers behind a box; 0 where a line may be a polygon."""
+
+    @property
+    def missed(self) -> str:
+        """Say what a line is that is none of it."""
+        if self.key_points:
+            return f"not `class cx cy w h` with the {self.key_points} numbers of kpt_shape behind it"
+        return "neither `class cx cy w h` nor a class with a polygon"
 
 
 def is_yolo(source: Path) -> bool:
@@ -53,7 +69,7 @@ def read_yolo(source: Path, progress: Progress = lambda *_: None) -> Source:
         raise BadDataset(source, ["no YAML file with names and train here"], advice="Name the folder of data.yaml")
     said = _loaded(path)
     folder = path.parent
-    classes = _classes(said, path)
+    form = _Form(_classes(said, path), _key_points(said, path))
     lists: dict[str, list[Path]] = {}
     faults: list[Fault] = []
     remarks: list[str] = []
@@ -71,8 +87,9 @@ def read_yolo(source: Path, progress: Progress = lambda *_: None) -> Source:
         faults += wrong
     splits, shared = apart(lists, folder)
     _check_labels(splits, path)
-    found, wrong = read_images(splits, partial(_read, folder, classes), progress)
-    return Source(folder, "yolo", classes, found, (*faults, *shared, *wrong), tuple(remarks))
+    remarks += _backgrounds(splits, folder)
+    found, wrong = read_images(splits, partial(_read, folder, form), progress)
+    return Source(folder, "yolo", form.classes, found, (*faults, *shared, *wrong), tuple(remarks))
 
 
 def label_path(image: Path) -> Path:
@@ -127,6 +144,18 @@ def _classes(said: Json, path: Path) -> tuple[str, ...]:
     return classes
 
 
+def _key_points(said: Json, path: Path) -> int:
+    """Return how many numbers stand behind the box of an object: `kpt_shape` says how many points, and of what each."""
+    match said.get("kpt_shape"):
+        case None:
+            return 0
+        case [int(count), int(numbers)] if count > 0 and numbers in (2, 3):
+            return count * numbers
+        case shape:
+            text = f"{path.name}: kpt_shape is {shape!r:.80}, neither [key points, 2] nor [key points, 3]"
+            raise BadDataset(path.parent, [text], advice="Correct the file")
+
+
 def _images(entry: object, said: Json, path: Path, key: str) -> tuple[list[Path], list[Fault]]:
     """Return the images of a split: of folders, or in files that list them."""
     images: list[Path] = []
@@ -178,9 +207,20 @@ def _check_labels(splits: Mapping[str, list[Path]], path: Path) -> None:
         raise BadDataset(path.parent, [text], advice="Put the labels beside the images, images/ and labels/")
 
 
-def _read(folder: Path, classes: tuple[str, ...], path: Path) -> tuple[SourceImage | None, list[Fault]]:
+def _backgrounds(splits: Mapping[str, list[Path]], folder: Path) -> Iterator[str]:
+    """Say how many images have no label file: nobody may have meant to leave them out."""
+    for split, images in splits.items():
+        bare = [image for image in images if not label_path(image).is_file()]
+        if bare:
+            yield (
+                f"{len(bare)} of {len(images)} image(s) of {split} have no label file and count as background, such as "
+                f"{shown(bare[0], folder)}"
+            )
+
+
+def _read(folder: Path, form: _Form, path: Path) -> tuple[SourceImage | None, list[Fault]]:
     try:
-        _, size, is_turned = upright_size(path)
+        _, size, turn = read_sizes(path)
     except BadImage as fault:
         return None, [Fault(fault.kind, str(fault), shown(path, folder))]
     label = label_path(path)
@@ -201,33 +241,39 @@ def _read(folder: Path, classes: tuple[str, ...], path: Path) -> tuple[SourceIma
             faults.append(Fault(FaultKind.REPEATED_ANNOTATION, f"{text.strip()} stands there twice", line))
             continue
         seen.add(words)
-        box, wrong = _object(words, classes, size, line)
+        box, wrong = _object(words, form, size, line)
         boxes += [box] if box is not None else []
         faults += wrong
-    return SourceImage(path, size, is_turned, tuple(boxes)), faults
+    return SourceImage(path, size, turn != 1, tuple(boxes), label), faults
 
 
 def _object(
-    words: tuple[str, ...], classes: tuple[str, ...], size: tuple[int, int], line: str
+    words: tuple[str, ...], form: _Form, size: tuple[int, int], line: str
 ) -> tuple[SourceBox | None, list[Fault]]:
     try:
         kind, *shares = map(float, words)
     except ValueError:
-        shares = []
-    if not shares or not all(map(math.isfinite, (kind, *shares))) or not (len(shares) == 4 or _is_polygon(shares)):
-        text = f"{' '.join(words)!r:.80} is neither `class cx cy w h` nor a class with a polygon"
-        return None, [Fault(FaultKind.ANNOTATION, text, line)]
+        kind, shares = math.nan, []
+    sides = _sides(shares, form.key_points)
+    if sides is None or not all(map(math.isfinite, (kind, *shares))):
+        return None, [Fault(FaultKind.ANNOTATION, f"{' '.join(words)!r:.80} is {form.missed}", line)]
+    classes = form.classes
     if not kind.is_integer() or not 0 <= kind < len(classes):
         text = f"has the class {words[0]}, names has 0 to {len(classes) - 1}"
         return None, [Fault(FaultKind.UNKNOWN_CATEGORY, text, line)]
-    across, down, width, height = _around(shares) if len(shares) > 4 else shares
+    across, down, width, height = sides
     box = ((across - width / 2) * size[0], (down - height / 2) * size[1], width * size[0], height * size[1])
     place, faults = placed(box, size, "the object", line)
     return (None if place is None else SourceBox(classes[int(kind)], place)), faults
 
 
-def _is_polygon(shares: list[float]) -> bool:
-    return len(shares) >= 6 and len(shares) % 2 == 0
+def _sides(shares: list[float], key_points: int) -> tuple[float, float, float, float] | None:
+    """Return centre, width and height of a box, with key points or not, or around a polygon; None if it is neither."""
+    if len(shares) == 4 + key_points:
+        across, down, width, height = shares[:4]
+        return across, down, width, height
+    is_polygon = not key_points and len(shares) >= 6 and len(shares) % 2 == 0
+    return _around(shares) if is_polygon else None
 
 
 def _around(points: list[float]) -> tuple[float, float, float, float]:

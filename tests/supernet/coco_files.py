@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 Coco = dict[str, Any]
 
@@ -31,3 +31,12 @@ def write_split(folder: Path, split: str, change: Callable[[Coco], None] = lambd
     change(found)
     (folder / "annotations" / f"{split}.json").write_text(json.dumps(found))
     return folder
+
+
+def turned(path: Path, size: tuple[int, int], orientation: int = 6) -> None:
+    """Write a black image of (width, height) whose EXIF data turn it; its first pixel is white."""
+    picture = Image.new("RGB", size)
+    picture.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture.save(path, exif=exif)

@@ -10,8 +10,9 @@ from supernet.dataset import CocoDataset
 from supernet.errors import BadDataset
 from supernet.evaluation import score_detections
 from supernet.faults import FaultKind, counted, remedied
+from supernet.image_files import read_picture
 from supernet.postprocess import Detections
-from tests.supernet.coco_files import Coco, coco, write_split
+from tests.supernet.coco_files import Coco, coco, turned, write_split
 
 NAN = float("nan")
 
@@ -37,6 +38,9 @@ def faults_of(found: Coco) -> list[tuple[FaultKind, str, str]]:
         ({"bbox": [35, 9, 9, 4]}, FaultKind.BOX_PARTLY_OUTSIDE, "has the box [35, 9, 9, 4] outside its image of 40x20"),
         ({"area": None}, FaultKind.AREA, "has the area None, not a number"),
         ({"area": -1}, FaultKind.AREA, "has the area -1, not a number"),
+        ({"iscrowd": None}, FaultKind.CROWD, "has iscrowd None, neither 0 nor 1"),
+        ({"iscrowd": "0"}, FaultKind.CROWD, "has iscrowd '0', neither 0 nor 1"),
+        ({"iscrowd": [1]}, FaultKind.CROWD, "has iscrowd [1], neither 0 nor 1"),
         ({"category_id": "1"}, FaultKind.UNKNOWN_CATEGORY, "has the unknown category '1'"),
         ({"id": 21}, FaultKind.ANNOTATION_ID, "has no id of its own: ids are integers that occur once"),
     ],
@@ -107,6 +111,9 @@ def test_of_two_images_with_one_id_none_is_kept_since_nobody_knows_whose_the_box
     found["images"] += [{**found["images"][0]}, {**found["images"][1], "file_name": "x.png"}]
     checked = check_annotations(found, "val.json")
     assert counted(checked.faults) == {"image id repeated": 2}
+    assert remedied(counted(checked.faults)) == (
+        "2 x image id repeated (left out; entries that differ, all of them with their boxes)"
+    )
     assert [entry["file_name"] for entry in checked.coco["images"]] == ["1.png", "3.png", "4.png"]
     assert {note["image_id"] for note in checked.coco["annotations"]} == {1, 3, 4}
 
@@ -185,6 +192,27 @@ def test_detections_are_scored_against_the_truth_without_bad_entries(spoilt: Pat
     assert found.left_out == KINDS
 
 
+@pytest.mark.parametrize(
+    ("said", "crowds"), [(None, 0), ("0", 0), ("1", 0), (2, 0), (float("nan"), 0), (1.0, 1), (True, 1), (0.0, 0)]
+)
+def test_what_iscrowd_says_is_0_or_1_or_0_with_a_fault(tmp_path: Path, said: object, crowds: int) -> None:
+    def mark(found: Coco) -> None:
+        found["annotations"][3] |= {"iscrowd": said, "ignore": "no matter: pycocotools writes its own over it"}
+
+    data = CocoDataset(write_split(tmp_path / "data", "val", mark), "val", image=None, drop_bad=True)
+    faulty = said not in (0, 1)
+    assert remedied(counted(data.left_out)) == "1 x iscrowd neither 0 nor 1 (taken as 0)" * faulty
+    perfect = [
+        Detections(sample.boxes, np.ones(len(sample.labels), dtype=np.float32), sample.labels) for sample in data
+    ]
+    found = score_detections(perfect, data)
+    assert (found.ap, found.objects, sum(map(len, (sample.labels for sample in data)))) == (
+        pytest.approx(1),
+        8 - crowds,
+        8 - crowds,
+    )
+
+
 def test_without_any_usable_image_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     folder = write_split(tmp_path / "data", "val")
     for path in (folder / "val").iterdir():
@@ -202,6 +230,36 @@ def test_an_image_that_breaks_behind_its_header_is_named_when_it_is_read(tmp_pat
     data = CocoDataset(folder, "val", image=None, memory_mib=0)
     with pytest.raises(BadDataset, match=r"1 fault\(s\): image 2\.png: .*`heatnas data check .*` reads all\."):
         list(data)
+
+
+TURNED = "its EXIF orientation turns it: save it upright"
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("size", [(40, 20), (20, 40)])
+@pytest.mark.parametrize("memory_mib", [2048, 0])
+def test_nothing_is_trained_on_that_detection_would_see_turned(
+    tmp_path: Path, orientation: int, size: tuple[int, int], memory_mib: float
+) -> None:
+    folder = write_split(tmp_path / "data", "val")
+    turned(folder / "val" / "2.png", size, orientation)
+    data = CocoDataset(folder, "val", image=None, memory_mib=memory_mib, drop_bad=True)
+    assert data.image_ids == (1, 3, 4)
+    is_other_size = size == (20, 40) and orientation < 5
+    text = "is 20x40, its entry says 40x20" if is_other_size else TURNED
+    assert [fault[:2] for fault in data.left_out] == [
+        (FaultKind.IMAGE_SIZE if is_other_size else FaultKind.TURNED_IMAGE, f"image 2.png: {text}")
+    ]
+
+
+@pytest.mark.parametrize("name", ["0 is unknown", "turned by Pillow itself"])
+def test_an_image_that_detection_leaves_as_it_is_may_be_trained_on(tmp_path: Path, name: str) -> None:
+    folder = write_split(tmp_path / "data", "val", lambda found: found["images"][1].update(file_name="2.tif"))
+    (size, orientation) = ((40, 20), 0) if name == "0 is unknown" else ((20, 40), 6)
+    turned(folder / "val" / "2.tif", size, orientation)
+    one, other = (CocoDataset(folder, "val", image=None, memory_mib=mib) for mib in (2048, 0))
+    for data in (one, other):
+        assert np.array_equal(data[1].pixels, read_picture(folder / "val" / "2.tif"))
 
 
 def test_bad_categories_are_refused_even_so(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from supernet.errors import BadDataset, FolderTaken
 from supernet.faults import Fault
 from supernet.procedural import SHAPES, make_dataset
 from supernet.source_data import Source, SourceFormat
+from tests.supernet.coco_files import turned
 from tests.supernet.foreign_data import boxes_of, voc_text, write_voc, write_yolo
 
 
@@ -176,6 +177,47 @@ def test_every_fault_of_a_voc_folder_names_file_and_line(voc: Path) -> None:
     assert [box.box for box in kept["val"][-1].boxes] == [[1, 2, 3, 4], [50, 9, 10, 4]]
 
 
+@pytest.mark.parametrize("names", ["2008_000001\n2008_000002\n", ""])
+def test_a_test_list_without_annotations_stands_in_the_way_of_nothing(voc: Path, tmp_path: Path, names: str) -> None:
+    (voc / "ImageSets" / "Main" / "test.txt").write_text(names)
+    out = converted(voc, tmp_path / "out")
+    assert sorted(path.name for path in out.iterdir()) == ["annotations", "train", "val"]
+    count = len(names.split())
+    assert read(voc).remarks == (
+        f"there is no test split: none of {count} image(s) in ImageSets/Main/test.txt is annotated",
+    )
+
+
+def test_an_image_of_two_annotations_is_used_once(voc: Path, tmp_path: Path) -> None:
+    notes, lists = voc / "Annotations", voc / "ImageSets" / "Main"
+    text = voc_text((60, 60), [("cup", [1.0, 2.0, 3.0, 4.0])])
+    named = text.replace("<size>", "<filename>{}.png</filename><size>")
+    for name, image in zip("ABCDE", ("train_000001", "train_000002", "val_000001", "extra", "extra"), strict=True):
+        (notes / f"{name}.xml").write_text(named.format(image))
+    shutil.copy(voc / "JPEGImages" / "val_000001.png", voc / "JPEGImages" / "extra.png")
+    train, val = ((lists / f"{split}.txt").read_text() for split in ("train", "val"))
+    (lists / "train.txt").write_text(f"A\nC\nD\n{train}E\n")
+    (lists / "val.txt").write_text(f"{val}B\n")
+    shared, twice = "image in two splits", "image with two annotation files"
+    first, second, third, extra = (
+        f"its image JPEGImages/{name}.png is" for name in ("train_000001", "train_000002", "val_000001", "extra")
+    )
+    assert faults(voc) == [
+        (twice, "Annotations/A.xml", f"{first} that of Annotations/train_000001.xml too"),
+        (shared, "Annotations/C.xml", f"{third} in val too"),
+        (shared, "Annotations/train_000002.xml", f"{second} in val too"),
+        (twice, "Annotations/E.xml", f"{extra} that of Annotations/D.xml too"),
+    ]
+    source = read(voc)
+    write_dataset(source, tmp_path / "out")
+    assert [image.labels.stem for image in source.splits["train"]] == [
+        "D",
+        *(f"train_{number:06}" for number in (1, 3, 4, 5, 6)),
+    ]
+    report = report_data(tmp_path / "out")
+    assert (report.faults, [split.images for split in report.splits]) == ((), [6, 4])
+
+
 def test_annotations_in_no_list_are_remarked(voc: Path) -> None:
     (voc / "ImageSets" / "Main" / "val.txt").unlink()
     assert read(voc).remarks == ("3 file(s) in Annotations are in no list and are not used",)
@@ -217,6 +259,16 @@ def test_an_image_without_a_label_file_is_background(yolo: Path) -> None:
     assert found.splits["train"][0].boxes == ()
 
 
+def test_images_without_label_files_are_counted_since_they_may_be_a_mistake(yolo: Path) -> None:
+    assert read(yolo).remarks == ()
+    for name in ("train/000002", "train/000004", "val/000001"):
+        (yolo / "labels" / f"{name}.txt").unlink()
+    assert read(yolo).remarks == (
+        "2 of 6 image(s) of train have no label file and count as background, such as images/train/000002.png",
+        "1 of 3 image(s) of val have no label file and count as background, such as images/val/000001.png",
+    )
+
+
 def test_labels_that_are_nowhere_are_no_background(yolo: Path) -> None:
     (yolo / "labels").rename(yolo / "marks")
     with pytest.raises(BadDataset, match=r"none of 9 images has a label file, such as .*labels/train/000001\.txt"):
@@ -227,6 +279,27 @@ def test_the_box_around_a_polygon_counts(yolo: Path) -> None:
     (yolo / "labels" / "train" / "000001.txt").write_text("2 .1 .2 .5 .2 .3 .8")
     ((box,), *_) = (image.boxes for image in read(yolo).splits["train"])
     assert (box.name, box.box) == ("cross", [6, 12, 24, 36])
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2)])
+def test_key_points_are_left_out_of_boxes(yolo: Path, shape: tuple[int, int]) -> None:
+    points = " 0.9 0.9 0.9 0.1 0.1 0.1"
+    wanted = read(yolo).splits["train"][1:]
+    for split in ("train", "val"):
+        for path in (yolo / "labels" / split).iterdir():
+            path.write_text("".join(f"{line}{points}\n" for line in path.read_text().splitlines()))
+    with (yolo / "data.yaml").open("a") as file:
+        file.write(f"kpt_shape: {list(shape)}\n")
+    box = "2 .5 .5 .1 .1"
+    (yolo / "labels" / "train" / "000001.txt").write_text(f"{box}{points}\n{box}\n{box}{points} 1 1\n")
+    first, *others = read(yolo).splits["train"]
+    assert [(found.name, found.box) for found in first.boxes] == [("cross", [27, 27, 6, 6])]
+    assert tuple(others) == wanted
+    shape_text = "is not `class cx cy w h` with the 6 numbers of kpt_shape behind it"
+    assert faults(yolo) == [
+        ("annotation unusable", "labels/train/000001.txt:2", f"'{box}' {shape_text}"),
+        ("annotation unusable", "labels/train/000001.txt:3", f"'{box}{points} 1 1' {shape_text}"),
+    ]
 
 
 @pytest.mark.parametrize("form", ["lists", "roboflow", "path"])
@@ -262,6 +335,10 @@ def test_a_yaml_file_may_say_where_images_are_in_all_usual_ways(yolo: Path, form
         ("train: images/train\nnames: {1: a}", "names is {1: 'a'}, neither a list nor numbered from 0 on"),
         ("train: images/train\nnames: [a, a, b]", "names are a, a, b, nc is 3: each needs a name of its own"),
         ("train: images/train\nnc: 4\nnames: [a, b]", "names are a, b, nc is 4"),
+        (
+            "train: images/train\nnames: [a, b]\nkpt_shape: 17",
+            r"kpt_shape is 17, neither \[key points, 2\] nor \[key points, 3\]",
+        ),
         ("train: images/nobody\nnames: [a, b]", "train is images/nobody, which is missing"),
         ("train: labels/train\nnames: [a, b]", "train is labels/train, where no image is"),
         ("names: [a, b]", "neither Annotations.* nor a YAML file with names and train"),
@@ -347,6 +424,33 @@ def test_an_image_that_exif_turns_is_written_upright(yolo: Path, tmp_path: Path)
     assert sample.pixels[22:, :, 0].max() < 50
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_that_were_drawn_before_exif_turned_their_image_are_turned_with_it(
+    tmp_path: Path, orientation: int
+) -> None:
+    folder = _one_voc(tmp_path / "voc", voc_text((40, 20), [("cup", [0, 0, 1, 1]), ("jar", [3, 2, 30, 9])]))
+    for name in ("a", "b"):
+        turned(folder / "JPEGImages" / f"{name}.png", (40, 20), orientation)
+    (folder / "JPEGImages" / "a.jpg").unlink()
+    shutil.copy(folder / "Annotations" / "a.xml", folder / "Annotations" / "b.xml")
+    data = CocoDataset(converted(folder, tmp_path / "out"), "train", image=None)
+    sample = data[0]
+    assert sample.pixels.shape == ((40, 20, 3) if orientation > 4 else (20, 40, 3))
+    if orientation > 4:  # a size that is the same both ways is meant upright
+        left, top, right, bottom = sample.boxes[0].astype(int)
+        assert (sample.pixels[top:bottom, left:right] == 255).all()
+        wide, high = sample.boxes[1][2:] - sample.boxes[1][:2]
+        assert (wide, high) == (9, 30)
+
+
+def test_a_tiff_that_pillow_turns_keeps_its_boxes(yolo: Path, tmp_path: Path) -> None:
+    turned(yolo / "images" / "train" / "000007.tif", (40, 20))
+    (yolo / "labels" / "train" / "000007.txt").write_text("0 .5 .25 1 .5")
+    *_, sample = CocoDataset(converted(yolo, tmp_path / "out"), "train", image=None)
+    assert sample.pixels.shape == (40, 20, 3)
+    assert sample.boxes.tolist() == [[0, 0, 20, 20]]
+
+
 def test_bad_entries_are_counted_in_what_is_written_without_them(yolo: Path, tmp_path: Path) -> None:
     (yolo / "labels" / "train" / "000001.txt").write_text("9 .5 .5 .1 .1")
     write_dataset(read(yolo), tmp_path / "out")
@@ -392,5 +496,8 @@ def test_a_split_without_usable_images_is_refused_with_its_faults(yolo: Path, tm
         path.write_bytes(b"no picture")
     source = read(yolo)
     assert all(isinstance(fault, Fault) for fault in source.faults)
-    with pytest.raises(BadDataset, match=r"4 fault.*no image of val can be used"):
+    with pytest.raises(BadDataset, match=r"4 fault.*no image of val can be used") as caught:
         write_dataset(source, tmp_path / "out")
+    assert str(caught.value).endswith(
+        "Correct or remove these entries (`heatnas data convert` without --drop-bad shows them by kind)."
+    )

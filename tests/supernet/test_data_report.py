@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from supernet.data_report import EXAMPLES, FaultGroup, report_data
-from tests.supernet.coco_files import Coco, write_split
+from tests.supernet.coco_files import Coco, turned, write_split
 
 
 @pytest.fixture
@@ -79,6 +79,21 @@ def test_a_damaged_image_behind_a_good_header_is_found(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
     (group,) = report_data(folder).faults
     assert (group.kind, group.count) == ("image file unreadable", 1)
+
+
+def test_what_training_would_refuse_behind_the_header_is_found(folder: Path) -> None:
+    turned(folder / "val" / "1.png", (40, 20), 3)
+    Image.new("F", (40, 20)).save(folder / "val" / "2.png", "TIFF")
+    assert [(group.kind, *group.examples) for group in report_data(folder).faults] == [
+        (
+            "image file unreadable",
+            "annotations/val.json: image 2.png: its pixels are floating-point numbers: save it with 8 or 16 bits",
+        ),
+        (
+            "image turned by its EXIF orientation",
+            "annotations/val.json: image 1.png: its EXIF orientation turns it: save it upright",
+        ),
+    ]
 
 
 def test_a_split_that_cannot_be_read_is_a_fault_beside_those_of_the_other(tmp_path: Path) -> None:

@@ -95,10 +95,19 @@ def test_samples_keep_their_size_where_none_is_asked_for(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("count", "most", "chosen"),
-    [(10, 3, [0, 3, 6]), (10, 4, [0, 2, 4, 6]), (3, 5, [0, 1, 2]), (3, None, [0, 1, 2]), (2, 2, [0, 1])],
+    [(10, 3, [0, 3, 6]), (10, 4, [0, 2, 5, 7]), (3, 5, [0, 1, 2]), (3, None, [0, 1, 2]), (2, 2, [0, 1])],
 )
 def test_images_are_spread_over_the_split(count: int, most: int | None, chosen: list[int]) -> None:
     assert list(spread_evenly(count, most)) == chosen
+
+
+@pytest.mark.parametrize("count", [100, 101, 150, 199, 200, 201, 4999])
+def test_the_last_tenth_of_a_split_is_reached(count: int) -> None:
+    chosen = spread_evenly(count, 100)
+    assert len(set(chosen)) == 100
+    assert 0.9 * count <= chosen[-1] < count
+    distances = np.diff(chosen)
+    assert distances.max() - distances.min() <= 1
 
 
 def test_the_content_hash_depends_on_pixels_and_boxes_alone(tmp_path: Path) -> None:

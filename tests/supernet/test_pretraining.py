@@ -26,6 +26,7 @@ from supernet.pretraining import PretrainedBackbone, accuracy, collate, draw, pr
 from supernet.processes import Processes
 from supernet.recipe import PretrainRecipe, named_pretrain_recipe
 from supernet.training_run import RUN, Progress
+from tests.supernet.coco_files import turned
 from tests.supernet.tiny_space import TINY, tiny_data
 from tests.supernet.trainings import RECIPE, splits
 
@@ -210,7 +211,7 @@ def test_every_bad_image_is_named_before_anything_starts(tmp_path: Path) -> None
     (folder / "train" / "blue" / "notes.txt").write_text("no image, and not looked at")
     with pytest.raises(BadDataset) as unreadable:
         opened(folder)
-    assert unreadable.value.faults == ("image train/red/1.png: it is no image",)
+    assert unreadable.value.faults == ("image train/red/1.png: cannot identify image file",)
     (folder / "train" / "red" / "1.png").unlink()
     with pytest.raises(BadDataset, match=r"image train/blue/broken\.JPG: (image file is truncated|broken)"):
         opened(folder)
@@ -222,11 +223,21 @@ def test_images_that_do_not_fit_into_memory_are_read_when_they_are_asked_for(pho
     assert kept.content_sha256 != read.content_sha256
 
 
+@pytest.mark.parametrize("memory_mib", [10, 0])
+def test_a_photo_held_upright_is_learned_upright(tmp_path: Path, memory_mib: float) -> None:
+    folder = write(tmp_path / "photos", "train", 3)
+    turned(folder / "train" / "blue" / "0.png", (6, 4))
+    pictures = [*map(list, open_image_folder(folder, held_out=0.3, seed=0, memory_mib=memory_mib))]
+    (pixels,) = (one.pixels for part in pictures for one in part if one.pixels.shape[0] < 48)
+    assert pixels.shape == (6, 4, 3)
+    assert pixels[0, 3].tolist() == [255, 255, 255]
+
+
 def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "photos", "train", 3)
     found, _ = open_image_folder(folder, held_out=0.3, seed=0, memory_mib=0)
     (folder / found.paths[2]).write_bytes(b"gone")
-    with pytest.raises(BadDataset, match=rf"image {found.paths[2]}: it is no image"):
+    with pytest.raises(BadDataset, match=rf"image {found.paths[2]}: cannot identify image file"):
         found[2]
 
 
