@@ -16,8 +16,8 @@ MicroBatchOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Images that a process runs at once, where a batch needs much memory: gradients are added up to those of "
-        "the batch, BatchNorm sees so many.",
+        help="Most images that a process runs at once, where a batch needs much memory: its share is cut evenly into "
+        "parts no larger, gradients are added up to those of the batch, BatchNorm sees one part.",
         show_default=False,
     ),
 ]

@@ -20,7 +20,8 @@ class RunRecipe(Value):
     Attributes:
         epochs: passes over the training images.
         batch: images behind one optimiser step, over all processes and micro-batches.
-        micro_batch: images that one process runs at once, their gradients being added up; None for its whole share.
+        micro_batch: most images that one process runs at once, their gradients being added up: its share is cut evenly
+            into as few parts as that takes; None for the whole share.
         learning_rate: peak rate of AdamW.
         weight_decay: of convolutions and Linears; norms, biases and position tables have none.
         betas: of AdamW.
