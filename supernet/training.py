@@ -2,7 +2,8 @@
 
 While the weights move, r learns which candidates learn fast and how the mixture happens to balance them: trained
 together over three seeds of heatdetr-nano, r differed from uniform by 0.93 times its own spread. Before r moves all
-candidates are drawn alike, so that none looks important for having been trained more (FairNAS, section 3).
+candidates are drawn alike, so that none looks important for having been trained more (FairNAS, section 3). Sparse
+attention leaves out more and more tokens while the weights move, and is judged by r as it will be deployed.
 """
 
 import hashlib
@@ -39,6 +40,7 @@ from supernet.errors import CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import evaluate_module, images_to_floats
 from supernet.extraction import extract
 from supernet.importance import read_importance
+from supernet.layers.global_attention import faded_sparsity
 from supernet.layers.head import RawPrediction
 from supernet.losses import Target, detection_losses
 from supernet.mixture_scores import TrainMetrics, evaluate_mixture, stride_ap50
@@ -215,6 +217,7 @@ class _Run:
             done = self.step - first
             left = (clock() - started) / done * (total - self.step) if done > 1 else None
             progress(Progress(self.step, total, losses[-1], left))
+        self.sandwich.set_sparsity(1.0)
         return losses
 
     def _take_step(self) -> float:
@@ -222,6 +225,7 @@ class _Run:
         rng = np.random.default_rng((self.settings.seed, self.step))
         images, targets = _batch(self.data, self.settings, self.step, rng)
         settling = self.step >= self.settings.steps
+        self.sandwich.set_sparsity(1.0 if settling else faded_sparsity(self.step / self.settings.steps))
         mixed = settling or self.step % self.settings.mixture_every == 0
         temperature = self.settings.logits_temperature if settling else self._temperature()
         subnet = None if mixed else self._subnet()

@@ -2,6 +2,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from supernet.dataset import CocoDataset
 from supernet.errors import BadDataset, CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import images_to_floats
 from supernet.extraction import extract
+from supernet.layers.global_attention import Attention
 from supernet.sandwich import Sandwich, sample_config
 from supernet.supernet import Supernet
 from supernet.training import Progress, TrainedSupernet, TrainSettings, fresh_supernet, train_supernet
@@ -289,6 +291,28 @@ def test_narrow_subnets_keep_their_channels_until_the_next_ranking() -> None:
     assert touched() == first
     sandwich.rank()
     assert not set(touched()) & set(first)
+
+
+@pytest.mark.parametrize("logits_share", [0.3, 0.0])
+def test_sparse_attention_fades_in_with_the_weights_in_narrow_subnets_too(
+    logits_share: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    structure = TINY.structure.model_copy(update={"sam2_kind": Kind.SPARSE_ATTENTION, "keep": 0.5})
+    kept: list[list[int]] = [[]]  # of the 64 tokens of SAM2, by step
+    original = Attention._sparse_mlp
+
+    def spy(self: Attention, x: torch.Tensor, **given: Any) -> torch.Tensor:
+        kept[-1].append(given["kept"])
+        return original(self, x, **given)
+
+    monkeypatch.setattr(Attention, "_sparse_mlp", spy)
+    settings = SETTINGS.model_copy(update={"logits_share": logits_share})
+    sparse = TINY.model_copy(update={"structure": structure})
+    train_supernet(sparse, data, tmp_path, settings=settings, progress=lambda _: kept.append([]))
+    *steps, judged = kept
+    faded = [[64], [62], [56], [48], [40], [34]]
+    assert steps == faded + [[32]] * (settings.total_steps - settings.steps)
+    assert set(judged) == {32}  # statistics of BatchNorm are those of what is deployed
 
 
 BOTH = TINY.model_copy(update={"strides": (16, 32)})
