@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nas.config import Config
 from nas.space import SearchSpace
@@ -198,6 +199,24 @@ def named_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 def tensors_below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def optimiser_tensors(prefix: str, optimiser: Optimizer) -> dict[str, Tensor]:
+    """Return an optimiser's moments as `<prefix><number of the parameter>.<name>`; rates are not among them."""
+    return {
+        f"{prefix}{number}.{name}": tensor
+        for number, moments in optimiser.state_dict()["state"].items()
+        for name, tensor in moments.items()
+    }
+
+
+def restore_optimiser(prefix: str, optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser the moments that `optimiser_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors_below(prefix, tensors).items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
 def supernet_tensors(supernet: Supernet) -> dict[str, Tensor]:

@@ -126,10 +126,11 @@ class UnreadableImage(SupernetError):
 class CheckpointMismatch(SupernetError):
     """A run was to go on from a checkpoint of a different run."""
 
-    def __init__(self, path: Path, differences: Sequence[str]) -> None:
+    def __init__(self, path: Path, differences: Sequence[str], *, otherwise: str) -> None:
+        """Report `differences`; `otherwise` says what to do if the folder is to stay, without a full stop."""
         super().__init__(
             f"{path} belongs to a run that differs in {'; '.join(differences)}: "
-            "give this run another folder, or pass resume=False to start over."
+            f"give this run another folder, or {otherwise}."
         )
 
 

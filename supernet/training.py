@@ -31,6 +31,8 @@ from supernet.checkpoint import (
     Header,
     load_checkpoint,
     load_supernet,
+    optimiser_tensors,
+    restore_optimiser,
     restore_supernet,
     save_checkpoint,
     supernet_tensors,
@@ -291,8 +293,7 @@ class _Run:
         """Write what an interrupted training needs to go on."""
         tensors = supernet_tensors(self.supernet)
         for name, optimiser in self.optimisers.items():
-            for number, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{name}.{number}.{key}": value for key, value in state.items()}
+            tensors |= optimiser_tensors(f"optimiser.{name}.", optimiser)
         save_checkpoint(self.unfinished, tensors, self.header.model_copy(update={"step": self.step}))
 
     def restore(self) -> None:
@@ -301,13 +302,7 @@ class _Run:
         self._check(self.unfinished, header)
         restore_supernet(self.supernet, tensors)
         for name, optimiser in self.optimisers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            prefix = f"optimiser.{name}."
-            for key in tensors:
-                if key.startswith(prefix):
-                    number, _, kind = key.removeprefix(prefix).partition(".")
-                    state.setdefault(int(number), {})[kind] = tensors[key]
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+            restore_optimiser(f"optimiser.{name}.", optimiser, tensors)
         self.step = header.step
 
     def finish(self, metrics: TrainMetrics) -> TrainedSupernet:
@@ -350,7 +345,7 @@ class _Run:
         if header.space != self.header.space:
             differences.append(f"space ({header.space.name} {header.space.id}, now {self.header.space.id})")
         if differences:
-            raise CheckpointMismatch(path, differences)
+            raise CheckpointMismatch(path, differences, otherwise="pass resume=False to start over")
 
 
 def fresh_supernet(space: SearchSpace, *, seed: int) -> Supernet:

@@ -271,7 +271,7 @@ class _Run(Generic[B, S, R, H]):
         tensors, header = load_checkpoint(path, type(self.header))
         differences = _differences(header, self.header)
         if differences:
-            raise CheckpointMismatch(path, differences)
+            raise CheckpointMismatch(path, differences, otherwise=f"remove {self.out} to start over")
         return tensors, header
 
 

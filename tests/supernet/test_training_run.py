@@ -166,8 +166,10 @@ def test_the_leavings_of_another_run_are_not_mixed_in(data: Path, tmp_path: Path
     with pytest.raises(CheckpointMismatch, match=rf"{LAST} belongs to a run that differs in seed \(0, now 1\)"):
         train(data, tmp_path, other)
     (tmp_path / LAST).unlink()
-    with pytest.raises(CheckpointMismatch, match=rf"{BEST} belongs to a run"):
+    with pytest.raises(CheckpointMismatch, match=rf"{BEST} belongs to a run") as refused:
         train(data, tmp_path, other)
+    # Advice that a caller of this training can follow: there is no `resume` to pass, here or on the command line.
+    assert str(refused.value).endswith(f": give this run another folder, or remove {tmp_path} to start over.")
 
 
 def without_objects(data: Path, folder: Path) -> Splits:
