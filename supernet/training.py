@@ -45,16 +45,13 @@ from supernet.importance import read_importance
 from supernet.layers.global_attention import faded_sparsity
 from supernet.layers.head import RawPrediction
 from supernet.losses import Target, detection_losses
-from supernet.mixture_scores import TrainMetrics, evaluate_mixture, stride_ap50
+from supernet.mixture_scores import TrainMetrics, evaluate_mixture, reestimate_mixture, stride_ap50, stride_images
 from supernet.optimisers import cosine_share, make_adamw
 from supernet.recipe import cpu_precision
 from supernet.sandwich import Sandwich, sample_config
 from supernet.supernet import Supernet
 
 Precision = Literal["fp32", "bf16"]
-
-STRIDE_IMAGES = 256
-"""Training images on which the strides of a supernet are compared."""
 
 BETAS = (0.9, 0.99)
 """Of AdamW: a few hundred steps are too few for the usual 0.999."""
@@ -162,7 +159,7 @@ def train_supernet(
     same CPU with the same number of threads; a finished one is read back.
 
     Raises:
-        BadDataset: images or annotations cannot be trained on.
+        BadDataset: images or annotations cannot be trained on, or strides not be compared on them.
         CheckpointMismatch: `out` holds a run with other settings, space or data, and `resume` is on.
         TrainingDiverged: the loss is no longer finite.
     """
@@ -170,10 +167,10 @@ def train_supernet(
     run = _Run(space, train_split, out, settings, name=data.name)
     if resume and run.finished.exists():
         return run.read_back()
+    judged = stride_images(space, data)
     if resume and run.unfinished.exists():
         run.restore()
     losses = run.train(progress, clock)
-    judged = CocoDataset(data, "train", image=space.images[-1], most=STRIDE_IMAGES)
     metrics = _measure(run, CocoDataset(data, "val", image=space.images[-1]), judged, losses)
     return run.finish(metrics)
 
@@ -364,12 +361,13 @@ def _normalise(parameters: Iterable[nn.Parameter]) -> None:
             gradient.div_(length)
 
 
-def _measure(run: _Run, held_out: CocoDataset, judged: CocoDataset, losses: list[float]) -> TrainMetrics:
+def _measure(run: _Run, held_out: CocoDataset, judged: CocoDataset | None, losses: list[float]) -> TrainMetrics:
     supernet, space = run.supernet, run.supernet.space
-    by_stride = stride_ap50(supernet, run.data, judged)
+    reestimate_mixture(supernet, run.data)
+    by_stride = stride_ap50(supernet, judged)
     importance = read_importance(supernet, run.provenance(checkpoint_sha256=""), stride_ap50=by_stride)
     config = best_path(space, importance)
-    mixture = evaluate_mixture(supernet, run.data, held_out, stride=config.prediction_stride)
+    mixture = evaluate_mixture(supernet, held_out, stride=config.prediction_stride)
     path = extract(supernet, config)
     reestimate_batch_norm(path, run.data)
     last = losses[-max(1, len(losses) // 10) :]
