@@ -76,10 +76,10 @@ def pretrain(
     from supernet.processes import joined  # noqa: PLC0415
     from supernet.recipe import named_pretrain_recipe  # noqa: PLC0415
 
-    chosen_recipe = named_pretrain_recipe(recipe).model_copy(
+    named = named_pretrain_recipe(recipe)
+    chosen_recipe = named.lasting(epochs or named.epochs).model_copy(
         update=given(
             {
-                "epochs": epochs,
                 "batch": batch,
                 "micro_batch": micro_batch,
                 "learning_rate": learning_rate,

@@ -54,7 +54,10 @@ class TrainingTeller(Generic[S]):
         )
 
     def schedule(self, recipe: "RunRecipe", images: int) -> None:
-        """Say where a run is too short for the warm-up of its recipe."""
+        """Say when the rate falls, and where a run is too short for the warm-up of its recipe."""
+        if recipe.schedule == "steps":
+            epochs = " and ".join(f"{milestone:.4g}" for milestone in recipe.milestones)
+            self._say(f"rate {recipe.learning_rate:g}, falling to a tenth after epochs {epochs} of {recipe.epochs}")
         epoch_steps = recipe.epoch_steps(images)
         wanted, warmup = recipe.wanted_warmup(epoch_steps), recipe.warmup(epoch_steps)
         if warmup < wanted:

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 import typer
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted run in it goes on.")]
-EpochsOption = Annotated[int | None, typer.Option(min=1, help="Epochs; default: the recipe's.", show_default=False)]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Epochs; default: the recipe's. The rate then falls after the same shares of the run.",
+        show_default=False,
+    ),
+]
 BatchOption = Annotated[
     int | None,
     typer.Option(min=1, help="Images a step, over all processes; default: the recipe's.", show_default=False),

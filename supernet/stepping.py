@@ -154,7 +154,7 @@ class Stepper(Generic[B]):
         recipe, warmup = self._recipe, self._recipe.warmup(self._epoch_steps)
         if recipe.schedule == "cosine":
             return recipe.learning_rate * cosine_share(step, self.total, warmup=warmup)
-        milestones = [epoch * self._epoch_steps for epoch in recipe.milestones]
+        milestones = recipe.milestone_steps(self._epoch_steps)
         return recipe.learning_rate * stepped_share(step, milestones=milestones, warmup=warmup)
 
     def state(self) -> dict[str, Tensor]:
