@@ -88,6 +88,7 @@ class RunHeader(Value):
         recipe: how it is trained.
         data: name of the data set.
         data_sha256: content hash of the training split.
+        held_out_sha256: content hash of the split that says which weights are best; older files lack it.
         version: of the product that trained it.
         epoch: epochs done.
         step: optimiser steps done.
@@ -102,6 +103,7 @@ class RunHeader(Value):
     recipe: dict[str, Any]
     data: str
     data_sha256: str
+    held_out_sha256: str | None = None
     version: str
     epoch: int = 0
     step: int = 0

@@ -101,6 +101,7 @@ def train_detector(
         recipe=recipe.model_dump(mode="json"),
         data=data.name,
         data_sha256=data.train.content_sha256,
+        held_out_sha256=data.held_out.content_sha256,
         left_out=counted(data.train.left_out),
         version=version("heatnas"),
         origin=None if taken is None else taken.origin,

@@ -1,6 +1,7 @@
 """Pretraining a backbone on a folder of images, and starting detectors from what it leaves."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -152,6 +153,15 @@ def test_a_killed_pretraining_goes_on_and_ends_with_the_same_weights(
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     with pytest.raises(CheckpointMismatch, match=r"differs in smoothing \(0\.1, now 0\.0\)"):
         pretrain(photos, tmp_path, PRETRAINING.model_copy(update={"smoothing": 0.0}))
+
+
+def test_a_pretraining_judged_on_other_images_is_not_taken_up(photos: Path, tmp_path: Path) -> None:
+    once = PRETRAINING.model_copy(update={"epochs": 1})
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    pretrain(folder, tmp_path / "run", once)
+    (folder / "val" / "red" / "0.png").unlink()
+    with pytest.raises(CheckpointMismatch, match=r"differs in held_out_sha256 \(\w{64}, now \w{64}\): give"):
+        pretrain(folder, tmp_path / "run", once)
 
 
 def test_a_step_sees_the_same_mixtures_however_it_is_shared(photos: Path) -> None:

@@ -188,6 +188,15 @@ def test_where_no_epoch_can_be_told_better_the_latest_weights_are_the_best(data:
     assert_equal(ended.best, ended.last)
 
 
+def test_a_run_judged_on_another_held_out_split_is_not_taken_up(data: Path, tmp_path: Path) -> None:
+    """Its best weights would be those that were best on either of two splits."""
+    once = SHORT.model_copy(update={"epochs": 1})
+    train(data, tmp_path / "run", once)
+    other = without_objects(data, tmp_path / "data")
+    with pytest.raises(CheckpointMismatch, match=r"differs in held_out_sha256 \(\w{64}, now \w{64}\): give"):
+        train(other, tmp_path / "run", once)
+
+
 def test_equal_scores_keep_the_earlier_weights(data: Path, tmp_path: Path) -> None:
     still = SHORT.model_copy(update={"learning_rate": 1e-9, "frozen_norm": True, "ema": 0.0})
     ended = train(data, tmp_path, still)
