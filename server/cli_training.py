@@ -67,6 +67,8 @@ class TrainingTeller(Generic[S]):
         """Say what was taken from a file of weights, and what was not."""
         origin = found.origin
         self._say(f"weights of {origin.file}: {origin.taken} tensors taken ({_counted(found.taken)})")
+        if found.warning is not None:
+            self._say(f"warning: {found.warning}")
         if origin.unfit:
             self._say(f"{origin.unfit} did not fit: {_named(found.unfit)}")
         if origin.missing:

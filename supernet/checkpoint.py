@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nas.blocks import Activation
 from nas.config import Config
 from nas.space import SearchSpace
 from nas.values import Value
@@ -67,6 +68,7 @@ class Origin(Value):
         unfit: tensors whose shape or classes are others.
         missing: tensors of the network that the file lacks.
         left_over: tensors of the file that the network lacks.
+        other_activation: what the weights were trained with, where that is not the activation of the network.
     """
 
     file: str
@@ -75,6 +77,7 @@ class Origin(Value):
     unfit: int
     missing: int
     left_over: int
+    other_activation: Activation | None = None
 
 
 class RunHeader(Value):

@@ -1,10 +1,14 @@
 import csv
+import io
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from server.cli import app
+from server.cli_training import TrainingTeller
+from supernet.checkpoint import Origin
+from supernet.pretrained import Transfer
 from supernet.procedural import make_dataset
 
 
@@ -20,3 +24,13 @@ def test_a_named_schedule_is_stretched_to_the_epochs_asked_for(tmp_path: Path) -
         rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
     # Of the last of the two steps of each epoch; half of the run is warm-up.
     assert rates == pytest.approx([0.5e-4, 1e-4, 1e-5, 1e-6])
+
+
+def test_what_speaks_against_the_weights_taken_is_said_right_after_them() -> None:
+    origin = Origin(file="best.safetensors", sha256="0" * 64, taken=2, unfit=0, missing=0, left_over=0)
+    out = io.StringIO()
+    teller = TrainingTeller(str, out)
+    teller.transfer(Transfer(origin, {"stem": ("a", "b")}, {}, {}, {}, "trained with gelu"))
+    teller.transfer(Transfer(origin, {"stem": ("a", "b")}, {}, {}, {}, None))
+    taken = "weights of best.safetensors: 2 tensors taken (stem 2)"
+    assert out.getvalue().splitlines() == [taken, "warning: trained with gelu", taken]
