@@ -102,7 +102,8 @@ class Importance(Value):
         space: id of the space the supernet spans.
         stages: trained logits of the four stages.
         stride_ap50: AP50 of the mixture on training images for each stride of the prediction map; None where the space
-            has one stride. Strides give different maps, which no gate can mix: they are compared by what they find.
+            has one stride. Strides give different maps, which no gate can mix: they are compared by what they find. All
+            are 0 where none found anything: then they are not told apart (`tells_strides_apart`).
         provenance: the run that produced them.
     """
 
@@ -131,6 +132,11 @@ class Importance(Value):
                 f"importance of the prediction stride does not fit {space.name}: train it on this space"
             )
         return self
+
+    @property
+    def tells_strides_apart(self) -> bool:
+        """Whether some stride found something; where none did, they cost nothing and the finest is taken to start."""
+        return self.stride_ap50 is None or any(self.stride_ap50.values())
 
     def slot_probability(self, stage: int, slot: int) -> dict[Kind, float]:
         """Return p = softmax(r) over the candidates of a slot, without noise (stage 1..4, slot 0-based)."""

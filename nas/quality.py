@@ -57,7 +57,8 @@ class AdditiveScore(Value):
 
         A slot holding kind n scores p_n = softmax(r)_n, an emptied one p_identity. Channel group g of stage j scores
         share(j, g) * V_j, with V_j the sum over the stage's slots of their best p. A stride whose AP50 is x percent
-        below the best one loses x percent of everything: all blocks work for the one prediction map.
+        below the best one loses x percent of everything: all blocks work for the one prediction map. Where no stride
+        found anything, none loses.
 
         Raises:
             InvalidConfig: the importance belongs to another space.

@@ -144,7 +144,7 @@ def thin(
 def best_path(space: SearchSpace, importance: Importance, *, image: tuple[int, int] | None = None) -> Config:
     """Return the full-depth, full-width config with the most probable kind in every slot (identity apart).
 
-    Its prediction map has the stride that found most.
+    Its prediction map has the stride that found most, the finest of equal ones.
 
     Raises:
         InvalidConfig: the importance belongs to another space, or the space has no such input size.

@@ -192,7 +192,7 @@ def answer_json(
         "edition": problem.table.edition,
         "calibration_revision": calibration.revision,
         "supernet": problem.supernet.id,
-        "importance": problem.importance.provenance.model_dump(mode="json"),
+        **importance_json(problem.importance),
         "optimum": {
             "config_id": solution.optimum.config.id,
             **point_json(solution.optimum.latency_ms, solution.optimum.score),
@@ -203,6 +203,15 @@ def answer_json(
         "trail": trail_json(solution.trail),
         "first_round_error_percent": rounds[0].get("error_percent"),
         "rounds": list(rounds),
+    }
+
+
+def importance_json(importance: Importance) -> Json:
+    """Write where an importance comes from, and what it knows of the strides of the prediction map."""
+    return {
+        "importance": importance.provenance.model_dump(mode="json"),
+        "stride_ap50": importance.model_dump(mode="json")["stride_ap50"],
+        "strides_told_apart": importance.tells_strides_apart,
     }
 
 

@@ -1,16 +1,16 @@
 """The commands `heatnas data`: draw a data set, look at one, convert one."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from server.cli_options import DropBadOption, JsonOption, SeedOption, fail, input_size
-from server.console import LINE_SECONDS, table
+from server.console import table
+from server.progress import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,14 +38,14 @@ def make_data(
     """
     from supernet.procedural import make_dataset  # noqa: PLC0415
 
-    with _bar() as tell:
+    with closing(Steps(sys.stderr)) as steps:
         make_dataset(
             folder,
             images=images,
             size=size,
             seed=seed,
             held_out=held_out,
-            progress=lambda done, total: tell("drawing", done, total),
+            progress=lambda done, total: steps.tell("drawing", done, total),
         )
     typer.echo(f"{images} training and {held_out} validation images in {folder}")
 
@@ -77,12 +77,12 @@ def check_data(
     """
     from supernet.data_report import SPLITS, report_data  # noqa: PLC0415
 
-    with _bar() as tell:
+    with closing(Steps(sys.stderr)) as steps:
         report = report_data(
             data,
             splits=tuple(dict.fromkeys(split)) if split else SPLITS,
             image=input_size(image),
-            progress=lambda name, done, total: tell(f"reading {name}", done, total),
+            progress=lambda name, done, total: steps.tell(f"reading {name}", done, total),
         )
     if as_json:
         typer.echo(json.dumps(report.model_dump(mode="json")))
@@ -141,8 +141,8 @@ def convert_data(
 
     check_free(out)
     chosen = form or recognise(source)
-    with _bar() as tell:
-        found = read_source(source, chosen, tell)
+    with closing(Steps(sys.stderr)) as steps:
+        found = read_source(source, chosen, steps.tell)
     for remark in found.remarks:
         typer.echo(f"remark: {remark}")
     if found.faults and not drop_bad:
@@ -152,8 +152,8 @@ def convert_data(
     if val_share is not None and "val" in found.splits:
         fail(f"--val-share {val_share}: {source} has a val split of its own; leave the option out")
     whole = with_val(found, share=val_share or VAL_SHARE, seed=seed)
-    with _bar() as tell:
-        write_dataset(whole, out, copy=copy, progress=tell)
+    with closing(Steps(sys.stderr)) as steps:
+        write_dataset(whole, out, copy=copy, progress=steps.tell)
     if found.faults:
         typer.echo(f"bad entries of {source}: {remedied(counted(found.faults))}")
     counts = ", ".join(f"{len(images)} {split}" for split, images in whole.splits.items())
@@ -231,26 +231,3 @@ def _classes(splits: "Sequence[SplitReport]") -> str:
         for name in names
     ]
     return table(header, rows)
-
-
-@contextmanager
-def _bar() -> "Iterator[Callable[[str, int, int], None]]":
-    """Tell progress on standard error: a bar for each name on a terminal, a line now and then anywhere else."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress, TaskID  # noqa: PLC0415
-
-    tasks: dict[str, TaskID] = {}
-    console = Console(stderr=True)
-    told = time.monotonic()
-    with Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
-
-        def tell(name: str, done: int, total: int) -> None:
-            nonlocal told
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total)
-            bar.update(tasks[name], completed=done)
-            if not console.is_terminal and time.monotonic() - told >= LINE_SECONDS:
-                told = time.monotonic()
-                console.print(f"{name}: {done} of {total}")
-
-        yield tell

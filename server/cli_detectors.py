@@ -51,7 +51,8 @@ def train(
             help="small: a few hundred images from scratch, 150 epochs in batches of 16, rate 1e-3 falling as a "
             "cosine, 100 steps of warm-up, averaged weights (0.995). 1x and 3x: the paper's, for large data and a "
             "pretrained backbone, 12 or 36 epochs in batches of 32, rate 1e-4 falling to a tenth after epochs 8 and "
-            "11 or 27 and 33, 500 steps of warm-up, drop path 0.2. A warm-up takes at most half of a run."
+            "11 or 27 and 33 (of a run with other --epochs, after the same shares), 500 steps of warm-up, drop path "
+            "0.2. A warm-up takes at most half of a run."
         ),
     ] = "small",
     init: Annotated[
@@ -88,10 +89,10 @@ def train(
     from supernet.processes import joined  # noqa: PLC0415
     from supernet.recipe import named_recipe  # noqa: PLC0415
 
-    chosen_recipe = named_recipe(recipe).model_copy(
+    named = named_recipe(recipe)
+    chosen_recipe = named.lasting(epochs or named.epochs).model_copy(
         update=given(
             {
-                "epochs": epochs,
                 "batch": batch,
                 "micro_batch": micro_batch,
                 "learning_rate": learning_rate,

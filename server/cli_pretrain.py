@@ -89,10 +89,10 @@ def pretrain(
 
     if held_out is not None and (images / "val").is_dir():
         fail(f"--held-out {held_out:g}: {images} has a folder val of its own; leave the option out")
-    chosen_recipe = named_pretrain_recipe(recipe).model_copy(
+    named = named_pretrain_recipe(recipe)
+    chosen_recipe = named.lasting(epochs or named.epochs).model_copy(
         update=given(
             {
-                "epochs": epochs,
                 "batch": batch,
                 "micro_batch": micro_batch,
                 "learning_rate": learning_rate,

@@ -54,7 +54,10 @@ class TrainingTeller(Generic[S]):
         )
 
     def schedule(self, recipe: "RunRecipe", images: int) -> None:
-        """Say where a run is too short for the warm-up of its recipe."""
+        """Say when the rate falls, and where a run is too short for the warm-up of its recipe."""
+        if recipe.schedule == "steps":
+            epochs = " and ".join(f"{milestone:.4g}" for milestone in recipe.milestones)
+            self._say(f"rate {recipe.learning_rate:g}, falling to a tenth after epochs {epochs} of {recipe.epochs}")
         epoch_steps = recipe.epoch_steps(images)
         wanted, warmup = recipe.wanted_warmup(epoch_steps), recipe.warmup(epoch_steps)
         if warmup < wanted:
@@ -64,6 +67,8 @@ class TrainingTeller(Generic[S]):
         """Say what was taken from a file of weights, and what was not."""
         origin = found.origin
         self._say(f"weights of {origin.file}: {origin.taken} tensors taken ({_counted(found.taken)})")
+        if found.warning is not None:
+            self._say(f"warning: {found.warning}")
         if origin.unfit:
             self._say(f"{origin.unfit} did not fit: {_named(found.unfit)}")
         if origin.missing:

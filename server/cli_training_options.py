@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 import typer
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted run in it goes on.")]
-EpochsOption = Annotated[int | None, typer.Option(min=1, help="Epochs; default: the recipe's.", show_default=False)]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Epochs; default: the recipe's. The rate then falls after the same shares of the run.",
+        show_default=False,
+    ),
+]
 BatchOption = Annotated[
     int | None,
     typer.Option(min=1, help="Images a step, over all processes; default: the recipe's.", show_default=False),
@@ -16,8 +23,8 @@ MicroBatchOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Images that a process runs at once, where a batch needs much memory: gradients are added up to those of "
-        "the batch, BatchNorm sees so many.",
+        help="Most images that a process runs at once, where a batch needs much memory: its share is cut evenly into "
+        "parts no larger, gradients are added up to those of the batch, BatchNorm sees one part.",
         show_default=False,
     ),
 ]

@@ -6,6 +6,9 @@ from typing import TextIO
 
 from server.console import LINE_SECONDS, duration
 
+MOVE_SECONDS = 0.1
+"""Shortest time between two states of a line that moves."""
+
 
 class Steps:
     """Tells the steps of a command: a line that moves on a terminal, plain lines anywhere else."""
@@ -14,28 +17,39 @@ class Steps:
         """Tell on `out`; `clock` counts seconds."""
         self._out, self._clock = out, clock
         self._moves = out.isatty()
+        self._quiet: dict[str, Callable[[int, int], None]] = {}
 
     def begin(self, step: str) -> Callable[[int, int], None]:
         """Say what begins; the function returned takes how many of how many are done."""
         self._write(step)
-        started = told = self._clock()
+        return self._teller(step)
 
-        def tell(done: int, total: int) -> None:
-            nonlocal told
-            now = self._clock()
-            if not self._moves and (now - told < LINE_SECONDS or done == total):
-                return
-            told = now
-            left = f", about {duration((now - started) * (total - done) / done)} left" if 0 < done < total else ""
-            self._write(f"{step}: {done} of {total}{left}")
-
-        return tell
+    def tell(self, step: str, done: int, total: int) -> None:
+        """Take how many of how many are done of a step that begins when it is first named; a short one stays unsaid."""
+        if step not in self._quiet:
+            self._quiet[step] = self._teller(step)
+        self._quiet[step](done, total)
 
     def close(self) -> None:
         """Take the moving line off the screen."""
         if self._moves:
             self._out.write("\r\x1b[K")
             self._out.flush()
+
+    def _teller(self, step: str) -> Callable[[int, int], None]:
+        started = told = self._clock()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told
+            now = self._clock()
+            is_last_line = done == total and not self._moves
+            if now - told < (MOVE_SECONDS if self._moves else LINE_SECONDS) or is_last_line:
+                return
+            told = now
+            left = f", about {duration((now - started) * (total - done) / done)} left" if 0 < done < total else ""
+            self._write(f"{step}: {done} of {total}{left}")
+
+        return tell
 
     def _write(self, text: str) -> None:
         self._out.write(f"\r\x1b[K{text}" if self._moves else f"{text}\n")

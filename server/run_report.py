@@ -141,11 +141,21 @@ def _evidence(result: Json) -> dict[str, str]:
         "table edition": str(result["edition"]),
         "calibration": f"revision {result['calibration_revision']}",
         "importance": f"supernet {result['supernet']}: {importance['steps']} steps on {importance['data']}",
+        **_strides(result),
         "solver": str(result["solver"]),
         "gap to the exact optimum": f"{result['gap']:.2f} points of the score",
         **{f"round {round_['round']}": _round(round_) for round_ in result["rounds"]},
         "model.onnx": f"SHA-256 {last['onnx_sha256']}" if "onnx_sha256" in last else "not exported: not verified",
     }
+
+
+def _strides(result: Json) -> dict[str, str]:
+    """Say what each prediction stride was worth; a space with one has nothing to say."""
+    if not result.get("stride_ap50"):  # results of earlier versions lack it
+        return {}
+    found = ", ".join(f"{ap50:.3f} at {stride}" for stride, ap50 in result["stride_ap50"].items())
+    doubt = "" if result["strides_told_apart"] else "; none found anything: not told apart, and all priced alike"
+    return {"AP50 of the prediction strides": f"{found} (of the supernet, on training images){doubt}"}
 
 
 def _round(round_: Json) -> str:

@@ -10,7 +10,9 @@ from pydantic import Discriminator, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from nas.blocks import Activation
 from nas.config import Config
 from nas.space import SearchSpace
 from nas.values import Value
@@ -66,6 +68,7 @@ class Origin(Value):
         unfit: tensors whose shape or classes are others.
         missing: tensors of the network that the file lacks.
         left_over: tensors of the file that the network lacks.
+        other_activation: what the weights were trained with, where that is not the activation of the network.
     """
 
     file: str
@@ -74,6 +77,7 @@ class Origin(Value):
     unfit: int
     missing: int
     left_over: int
+    other_activation: Activation | None = None
 
 
 class RunHeader(Value):
@@ -87,6 +91,7 @@ class RunHeader(Value):
         recipe: how it is trained.
         data: name of the data set.
         data_sha256: content hash of the training split.
+        held_out_sha256: content hash of the split that says which weights are best; older files lack it.
         version: of the product that trained it.
         epoch: epochs done.
         step: optimiser steps done.
@@ -101,6 +106,7 @@ class RunHeader(Value):
     recipe: dict[str, Any]
     data: str
     data_sha256: str
+    held_out_sha256: str | None = None
     version: str
     epoch: int = 0
     step: int = 0
@@ -198,6 +204,24 @@ def named_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 def tensors_below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def optimiser_tensors(prefix: str, optimiser: Optimizer) -> dict[str, Tensor]:
+    """Return an optimiser's moments as `<prefix><number of the parameter>.<name>`; rates are not among them."""
+    return {
+        f"{prefix}{number}.{name}": tensor
+        for number, moments in optimiser.state_dict()["state"].items()
+        for name, tensor in moments.items()
+    }
+
+
+def restore_optimiser(prefix: str, optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser the moments that `optimiser_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors_below(prefix, tensors).items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
 def supernet_tensors(supernet: Supernet) -> dict[str, Tensor]:

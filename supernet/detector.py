@@ -73,6 +73,7 @@ class HeatDETR(nn.Module):
     """One detector of a search space.
 
     Attributes:
+        space: that search space.
         config: its architecture.
         sites: the walk it was built from, in execution order.
         blocks: the module of each site.
@@ -80,6 +81,7 @@ class HeatDETR(nn.Module):
 
     def __init__(self, space: SearchSpace, config: Config) -> None:
         super().__init__()
+        self.space = space
         self.config = space.check(config)
         self.sites: tuple[Site, ...] = space.sites(config)
         self.blocks = nn.ModuleDict({module_key(site.name): build_block(site.block) for site in self.sites})

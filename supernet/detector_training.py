@@ -1,6 +1,5 @@
 """Train one detector on a data set in COCO format (paper section 9.2, specification section 5)."""
 
-import math
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from supernet.detector import HeatDETR
 from supernet.evaluation import Evaluation, evaluate_module
 from supernet.faults import counted
 from supernet.layers.drop_path import set_drop_path
-from supernet.layers.global_attention import set_sparsity
+from supernet.layers.global_attention import faded_sparsity, set_sparsity
 from supernet.layers.head import RawPrediction
 from supernet.loading import Batch, detector_loader
 from supernet.losses import detection_losses
@@ -102,6 +101,7 @@ def train_detector(
         recipe=recipe.model_dump(mode="json"),
         data=data.name,
         data_sha256=data.train.content_sha256,
+        held_out_sha256=data.held_out.content_sha256,
         left_out=counted(data.train.left_out),
         version=version("heatnas"),
         origin=None if taken is None else taken.origin,
@@ -130,8 +130,8 @@ class _Detection(Task[Batch, Evaluation, Row]):
         self._detector, self._held_out = detector, held_out
 
     def begin_step(self, done: float) -> None:
-        """Leave out more and more tokens of sparse attention, along a cosine (specification section 2)."""
-        set_sparsity(self._detector, 0.5 - 0.5 * math.cos(math.pi * done))
+        """Leave out more and more tokens of sparse attention."""
+        set_sparsity(self._detector, faded_sparsity(done))
 
     def loss(self, output: RawPrediction, batch: Batch) -> Loss:
         """Sum both losses over the batch; their mean is over positive anchors."""

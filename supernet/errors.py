@@ -12,6 +12,7 @@ SupernetError
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
 ├── NothingInCommon     weights to start from, of which none fits
 ├── BatchTooSmall       more processes share a step than it has images
+├── UnevenShares        a process has fewer images in a step than micro-batches
 └── TrainingDiverged    the loss is no longer a number
 """
 
@@ -125,10 +126,11 @@ class UnreadableImage(SupernetError):
 class CheckpointMismatch(SupernetError):
     """A run was to go on from a checkpoint of a different run."""
 
-    def __init__(self, path: Path, differences: Sequence[str]) -> None:
+    def __init__(self, path: Path, differences: Sequence[str], *, otherwise: str) -> None:
+        """Report `differences`; `otherwise` says what to do if the folder is to stay, without a full stop."""
         super().__init__(
             f"{path} belongs to a run that differs in {'; '.join(differences)}: "
-            "give this run another folder, or pass resume=False to start over."
+            f"give this run another folder, or {otherwise}."
         )
 
 
@@ -149,6 +151,16 @@ class BatchTooSmall(SupernetError):
         super().__init__(
             f"a batch of {batch} cannot be shared by {processes} processes: each needs at least one image, "
             f"so make the batch {processes} or larger, or start fewer processes."
+        )
+
+
+class UnevenShares(SupernetError):
+    """A process has fewer images in a step than the others run micro-batches."""
+
+    def __init__(self, batch: int, processes: int, *, parts: int) -> None:
+        super().__init__(
+            f"a batch of {batch} leaves a process of {processes} only {batch // processes} image(s) for {parts} "
+            f"micro-batches: make it a multiple of {processes}, or the micro-batch larger."
         )
 
 

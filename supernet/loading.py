@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from supernet.augment import Augmentation, augment
 from supernet.dataset import CocoDataset, Sample
-from supernet.errors import BatchTooSmall
+from supernet.errors import BatchTooSmall, UnevenShares
 from supernet.evaluation import images_to_floats
 from supernet.losses import Target
 from supernet.processes import ALONE, Processes
@@ -45,7 +46,8 @@ class Loader(Generic[T, B]):
     """Draws the batches of one process.
 
     The images of a step are dealt to the processes in turn and cut into micro-batches, so that a step sees the same
-    images however many processes share it.
+    images however many processes share it. All processes cut their share into equally many micro-batches, of sizes that
+    differ by one at most: SyncBatchNorm waits for all of them in each.
 
     Attributes:
         steps: optimiser steps in an epoch.
@@ -73,6 +75,7 @@ class Loader(Generic[T, B]):
 
         Raises:
             BatchTooSmall: a process would have no image in a step.
+            UnevenShares: a process would have no image in a micro-batch.
         """
         if recipe.batch < processes.size:
             raise BatchTooSmall(recipe.batch, processes.size)
@@ -116,8 +119,10 @@ class _Places:
         self.epoch = 0
         self._images, self._steps, self._batch, self._seed = images, steps, recipe.batch, recipe.seed
         self._mine = range(processes.rank, recipe.batch, processes.size)
-        self._micro = recipe.micro_batch or len(self._mine)
-        self.parts = -(-len(self._mine) // self._micro)
+        least, most = recipe.batch // processes.size, -(-recipe.batch // processes.size)
+        self.parts = -(-most // (recipe.micro_batch or most))
+        if least < self.parts:
+            raise UnevenShares(recipe.batch, processes.size, parts=self.parts)
 
     def __len__(self) -> int:
         return self._steps * self.parts
@@ -126,8 +131,8 @@ class _Places:
         order = np.random.default_rng((self._seed, 1, self.epoch)).permutation(self._images)
         for step in range(self._steps):
             mine = [(self.epoch, int(order[(step * self._batch + place) % self._images])) for place in self._mine]
-            for start in range(0, len(mine), self._micro):
-                yield mine[start : start + self._micro]
+            ends = [len(mine) * part // self.parts for part in range(self.parts + 1)]
+            yield from (mine[start:end] for start, end in pairwise(ends))
 
 
 class _Drawn(Dataset[T]):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nas.blocks import Activation
 from supernet.checkpoint import BACKBONE, DETECTOR, DetectorHeader, Origin, load_any_run, tensors_below
 from supernet.detector import HeatDETR, module_key
 from supernet.errors import NothingInCommon
@@ -29,6 +30,7 @@ class Transfer(NamedTuple):
         unfit: equal in name but not in these; each with what differs.
         missing: of the detector, not in the file.
         left_over: of the file, not in the detector.
+        warning: why what was taken may help less than it seems; None where nothing speaks against it.
     """
 
     origin: Origin
@@ -36,11 +38,12 @@ class Transfer(NamedTuple):
     unfit: Names
     missing: Names
     left_over: Names
+    warning: str | None
 
     def save(self, folder: Path) -> None:
         """Write all names into the folder of a run."""
         document = {"origin": self.origin.model_dump(mode="json")} | {
-            name: getattr(self, name) for name in ("taken", "unfit", "missing", "left_over")
+            name: getattr(self, name) for name in ("warning", "taken", "unfit", "missing", "left_over")
         }
         write_whole(folder / REPORT_NAME, (json.dumps(document, indent=1) + "\n").encode())
 
@@ -50,6 +53,7 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
 
     Tensors are told apart by the place of their block (`stage3.slot4`), so that a detector that was thinned takes what
     it has kept. Shapes alone do not tell whether the classifying convolution fits: it is taken for equal classes only.
+    Nor do they tell of another activation: such weights are taken, with a warning.
 
     Args:
         path: the file.
@@ -78,6 +82,7 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
     with torch.no_grad():
         for name, tensor in taken.items():
             own[name].copy_(tensor)
+    theirs, ours = header.space.structure.activation, detector.space.structure.activation
     missing, left_over = own.keys() - found.keys(), found.keys() - own.keys()
     origin = Origin(
         file=path.name,
@@ -86,6 +91,7 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
         unfit=len(unfit),
         missing=len(missing),
         left_over=len(left_over),
+        other_activation=None if theirs is ours else theirs,
     )
     order = [*own, *(name for name in found if name in left_over)]
     return Transfer(
@@ -94,12 +100,20 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
         _by_site((name for name in order if name in unfit), unfit),
         _by_site(name for name in order if name in missing),
         _by_site(name for name in order if name in left_over),
+        None if theirs is ours else _other_activation(theirs, ours),
     )
 
 
 def _learned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return all tensors but the counters of BatchNorm, which say nothing of a network and fit everywhere."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def _other_activation(theirs: Activation, ours: Activation) -> str:
+    return (
+        f"these weights were trained with {theirs}, this detector computes with {ours}: they may help less, "
+        "compare with a run without --init, or train both in a space of one activation"
+    )
 
 
 def _is_weight(tensor: Tensor) -> bool:

@@ -125,6 +125,7 @@ def pretrain_backbone(
         recipe=recipe.model_dump(mode="json"),
         data=train.folder.resolve().name,
         data_sha256=train.content_sha256,
+        held_out_sha256=held_out.content_sha256,
         version=version("heatnas"),
     )
     loader = Loader(

@@ -1,6 +1,6 @@
 """How networks are trained: the paper's two schedules, Swin's for the backbone, and two for small data."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -20,12 +20,13 @@ class RunRecipe(Value):
     Attributes:
         epochs: passes over the training images.
         batch: images behind one optimiser step, over all processes and micro-batches.
-        micro_batch: images that one process runs at once, their gradients being added up; None for its whole share.
+        micro_batch: most images that one process runs at once, their gradients being added up: its share is cut evenly
+            into as few parts as that takes; None for the whole share.
         learning_rate: peak rate of AdamW.
         weight_decay: of convolutions and Linears; norms, biases and position tables have none.
         betas: of AdamW.
         schedule: after the warm-up; `steps` falls to a tenth at each milestone, `cosine` to 0.
-        milestones: epochs after which `steps` falls.
+        milestones: epochs after which `steps` falls; parts of an epoch count.
         warmup_steps: optimiser steps in which the rate climbs linearly; at most half of the run, whatever stands here.
         warmup_epochs: the same in epochs; the longer of both counts.
         clip_norm: largest norm of the gradient; None for no limit.
@@ -45,7 +46,7 @@ class RunRecipe(Value):
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["steps", "cosine"] = "steps"
-    milestones: tuple[int, ...] = (27, 33)
+    milestones: tuple[float, ...] = (27.0, 33.0)
     warmup_steps: int = Field(500, ge=0)
     warmup_epochs: int = Field(0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
@@ -59,6 +60,15 @@ class RunRecipe(Value):
     def epoch_steps(self, images: int) -> int:
         """Return the optimiser steps of an epoch: whole batches, and at least one, which then repeats images."""
         return max(1, images // self.batch)
+
+    def lasting(self, epochs: int) -> Self:
+        """Return the recipe for a run of so many epochs, in which the rate falls after the same shares of it."""
+        milestones = tuple(milestone * epochs / self.epochs for milestone in self.milestones)
+        return self.model_copy(update={"epochs": epochs, "milestones": milestones})
+
+    def milestone_steps(self, epoch_steps: int) -> list[int]:
+        """Return the optimiser steps before which `steps` falls, where an epoch has so many steps."""
+        return [round(milestone * epoch_steps) for milestone in self.milestones]
 
     def warmup(self, epoch_steps: int) -> int:
         """Return the steps in which the rate climbs, where an epoch has so many steps: at most half of the run."""
@@ -91,7 +101,7 @@ class PretrainRecipe(RunRecipe):
     batch: int = Field(1024, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["steps", "cosine"] = "cosine"
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[float, ...] = ()
     warmup_steps: int = Field(0, ge=0)
     warmup_epochs: int = Field(20, ge=0)
     clip_norm: float | None = Field(5.0, gt=0)
@@ -125,7 +135,7 @@ def named_recipe(name: RecipeName) -> Recipe:
             )
         case "1x":
             still = Augmentation(zoom_chance=0, shift_px=32, light=0)
-            return Recipe(epochs=12, milestones=(8, 11), augmentation=still)
+            return Recipe(epochs=12, milestones=(8.0, 11.0), augmentation=still)
         case "3x":
             return Recipe(augmentation=Augmentation(zoom=(0.6, 1.6), zoom_chance=1, light=0))
 

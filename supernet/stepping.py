@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel
 
-from supernet.checkpoint import named_tensors, tensors_below
+from supernet.checkpoint import named_tensors, optimiser_tensors, restore_optimiser, tensors_below
 from supernet.errors import TrainingDiverged
 from supernet.optimisers import cosine_share, make_adamw, stepped_share
 from supernet.processes import Processes
@@ -154,7 +154,7 @@ class Stepper(Generic[B]):
         recipe, warmup = self._recipe, self._recipe.warmup(self._epoch_steps)
         if recipe.schedule == "cosine":
             return recipe.learning_rate * cosine_share(step, self.total, warmup=warmup)
-        milestones = [epoch * self._epoch_steps for epoch in recipe.milestones]
+        milestones = recipe.milestone_steps(self._epoch_steps)
         return recipe.learning_rate * stepped_share(step, milestones=milestones, warmup=warmup)
 
     def state(self) -> dict[str, Tensor]:
@@ -162,8 +162,7 @@ class Stepper(Generic[B]):
         state = named_tensors(self._prefix, self.module)
         if self._average is not None:
             state |= named_tensors(_AVERAGE, self._average)
-        for number, moments in self._optimiser.state_dict()["state"].items():
-            state |= {f"{_OPTIMISER}{number}.{name}": tensor for name, tensor in moments.items()}
+        state |= optimiser_tensors(_OPTIMISER, self._optimiser)
         if self._scaler.is_enabled():
             found = self._scaler.state_dict()
             state |= {_SCALE: torch.tensor(found["scale"]), _SCALE_AGE: torch.tensor(found["_growth_tracker"])}
@@ -174,11 +173,7 @@ class Stepper(Generic[B]):
         self.module.load_state_dict(tensors_below(self._prefix, tensors))
         if self._average is not None:
             self._average.load_state_dict(tensors_below(_AVERAGE, tensors))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors_below(_OPTIMISER, tensors).items():
-            number, _, kind = name.partition(".")
-            state.setdefault(int(number), {})[kind] = tensor
-        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": state})
+        restore_optimiser(_OPTIMISER, self._optimiser, tensors)
         if self._scaler.is_enabled():
             scale, age = tensors[_SCALE].item(), int(tensors[_SCALE_AGE].item())
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": age})

@@ -2,7 +2,8 @@
 
 While the weights move, r learns which candidates learn fast and how the mixture happens to balance them: trained
 together over three seeds of heatdetr-nano, r differed from uniform by 0.93 times its own spread. Before r moves all
-candidates are drawn alike, so that none looks important for having been trained more (FairNAS, section 3).
+candidates are drawn alike, so that none looks important for having been trained more (FairNAS, section 3). Sparse
+attention leaves out more and more tokens while the weights move, and is judged by r as it will be deployed.
 """
 
 import math
@@ -29,6 +30,8 @@ from supernet.checkpoint import (
     Header,
     load_checkpoint,
     load_supernet,
+    optimiser_tensors,
+    restore_optimiser,
     restore_supernet,
     save_checkpoint,
     supernet_tensors,
@@ -39,18 +42,16 @@ from supernet.evaluation import evaluate_module, images_to_floats
 from supernet.extraction import extract
 from supernet.files import file_sha256
 from supernet.importance import read_importance
+from supernet.layers.global_attention import faded_sparsity
 from supernet.layers.head import RawPrediction
 from supernet.losses import Target, detection_losses
-from supernet.mixture_scores import TrainMetrics, evaluate_mixture, stride_ap50
+from supernet.mixture_scores import TrainMetrics, evaluate_mixture, reestimate_mixture, stride_ap50, stride_images
 from supernet.optimisers import cosine_share, make_adamw
 from supernet.recipe import cpu_precision
 from supernet.sandwich import Sandwich, sample_config
 from supernet.supernet import Supernet
 
 Precision = Literal["fp32", "bf16"]
-
-STRIDE_IMAGES = 256
-"""Training images on which the strides of a supernet are compared."""
 
 BETAS = (0.9, 0.99)
 """Of AdamW: a few hundred steps are too few for the usual 0.999."""
@@ -158,7 +159,7 @@ def train_supernet(
     same CPU with the same number of threads; a finished one is read back.
 
     Raises:
-        BadDataset: images or annotations cannot be trained on.
+        BadDataset: images or annotations cannot be trained on, or strides not be compared on them.
         CheckpointMismatch: `out` holds a run with other settings, space or data, and `resume` is on.
         TrainingDiverged: the loss is no longer finite.
     """
@@ -166,10 +167,10 @@ def train_supernet(
     run = _Run(space, train_split, out, settings, name=data.name)
     if resume and run.finished.exists():
         return run.read_back()
+    judged = stride_images(space, data)
     if resume and run.unfinished.exists():
         run.restore()
     losses = run.train(progress, clock)
-    judged = CocoDataset(data, "train", image=space.images[-1], most=STRIDE_IMAGES)
     metrics = _measure(run, CocoDataset(data, "val", image=space.images[-1]), judged, losses)
     return run.finish(metrics)
 
@@ -215,6 +216,7 @@ class _Run:
             done = self.step - first
             left = (clock() - started) / done * (total - self.step) if done > 1 else None
             progress(Progress(self.step, total, losses[-1], left))
+        self.sandwich.set_sparsity(1.0)
         return losses
 
     def _take_step(self) -> float:
@@ -222,6 +224,7 @@ class _Run:
         rng = np.random.default_rng((self.settings.seed, self.step))
         images, targets = _batch(self.data, self.settings, self.step, rng)
         settling = self.step >= self.settings.steps
+        self.sandwich.set_sparsity(1.0 if settling else faded_sparsity(self.step / self.settings.steps))
         mixed = settling or self.step % self.settings.mixture_every == 0
         temperature = self.settings.logits_temperature if settling else self._temperature()
         subnet = None if mixed else self._subnet()
@@ -287,8 +290,7 @@ class _Run:
         """Write what an interrupted training needs to go on."""
         tensors = supernet_tensors(self.supernet)
         for name, optimiser in self.optimisers.items():
-            for number, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{name}.{number}.{key}": value for key, value in state.items()}
+            tensors |= optimiser_tensors(f"optimiser.{name}.", optimiser)
         save_checkpoint(self.unfinished, tensors, self.header.model_copy(update={"step": self.step}))
 
     def restore(self) -> None:
@@ -297,13 +299,7 @@ class _Run:
         self._check(self.unfinished, header)
         restore_supernet(self.supernet, tensors)
         for name, optimiser in self.optimisers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            prefix = f"optimiser.{name}."
-            for key in tensors:
-                if key.startswith(prefix):
-                    number, _, kind = key.removeprefix(prefix).partition(".")
-                    state.setdefault(int(number), {})[kind] = tensors[key]
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+            restore_optimiser(f"optimiser.{name}.", optimiser, tensors)
         self.step = header.step
 
     def finish(self, metrics: TrainMetrics) -> TrainedSupernet:
@@ -346,7 +342,7 @@ class _Run:
         if header.space != self.header.space:
             differences.append(f"space ({header.space.name} {header.space.id}, now {self.header.space.id})")
         if differences:
-            raise CheckpointMismatch(path, differences)
+            raise CheckpointMismatch(path, differences, otherwise="pass resume=False to start over")
 
 
 def fresh_supernet(space: SearchSpace, *, seed: int) -> Supernet:
@@ -365,12 +361,13 @@ def _normalise(parameters: Iterable[nn.Parameter]) -> None:
             gradient.div_(length)
 
 
-def _measure(run: _Run, held_out: CocoDataset, judged: CocoDataset, losses: list[float]) -> TrainMetrics:
+def _measure(run: _Run, held_out: CocoDataset, judged: CocoDataset | None, losses: list[float]) -> TrainMetrics:
     supernet, space = run.supernet, run.supernet.space
-    by_stride = stride_ap50(supernet, run.data, judged)
+    reestimate_mixture(supernet, run.data)
+    by_stride = stride_ap50(supernet, judged)
     importance = read_importance(supernet, run.provenance(checkpoint_sha256=""), stride_ap50=by_stride)
     config = best_path(space, importance)
-    mixture = evaluate_mixture(supernet, run.data, held_out, stride=config.prediction_stride)
+    mixture = evaluate_mixture(supernet, held_out, stride=config.prediction_stride)
     path = extract(supernet, config)
     reestimate_batch_norm(path, run.data)
     last = losses[-max(1, len(losses) // 10) :]

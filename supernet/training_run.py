@@ -271,7 +271,7 @@ class _Run(Generic[B, S, R, H]):
         tensors, header = load_checkpoint(path, type(self.header))
         differences = _differences(header, self.header)
         if differences:
-            raise CheckpointMismatch(path, differences)
+            raise CheckpointMismatch(path, differences, otherwise=f"remove {self.out} to start over")
         return tensors, header
 
 
@@ -279,7 +279,7 @@ def _differences(found: RunHeader, wanted: RunHeader) -> list[str]:
     """Say in which settings two runs differ."""
     differences = [
         f"{name} ({getattr(found, name)}, now {getattr(wanted, name)})"
-        for name in ("data_sha256", "classes")
+        for name in ("data_sha256", "held_out_sha256", "classes")
         if getattr(found, name) != getattr(wanted, name)
     ]
     differences += [

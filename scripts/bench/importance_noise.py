@@ -29,7 +29,7 @@ from supernet.checkpoint import load_supernet
 from supernet.dataset import CocoDataset
 from supernet.evaluation import evaluate_module
 from supernet.extraction import extract
-from supernet.mixture_scores import evaluate_mixture
+from supernet.mixture_scores import evaluate_mixture, reestimate_mixture
 from supernet.procedural import SHAPES, make_dataset
 from supernet.training import (
     Progress,
@@ -106,8 +106,9 @@ def compare(name: str, values: np.ndarray) -> dict[str, float | str]:
 def score_untrained(space: SearchSpace, data: Path, *, seed: int) -> float | None:
     """Score the mixture that a seed begins with, before the first step."""
     train, held_out = (CocoDataset(data, split, image=space.images[-1]) for split in ("train", "val"))
-    stride = space.prediction_strides[0]
-    return evaluate_mixture(fresh_supernet(space, seed=seed), train, held_out, stride=stride).ap50
+    supernet = fresh_supernet(space, seed=seed)
+    reestimate_mixture(supernet, train)
+    return evaluate_mixture(supernet, held_out, stride=space.prediction_strides[0]).ap50
 
 
 def score_subnets(space: SearchSpace, trained: TrainedSupernet, data: Path) -> list[dict[str, object]]:

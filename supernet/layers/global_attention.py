@@ -1,5 +1,7 @@
 """Blocks that see the whole map: cross-covariance attention (XCA, channel-wise) and the original token attention."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -157,6 +159,11 @@ def set_sparsity(module: nn.Module, share: float) -> None:
     for part in module.modules():
         if isinstance(part, TokenOrder):
             part.sparsity = share
+
+
+def faded_sparsity(done: float) -> float:
+    """Return how much of the sparsity holds when a share of a training is done, 0 to 1: half a cosine (spec 2)."""
+    return 0.5 - 0.5 * math.cos(math.pi * done)
 
 
 def _take(rows: Tensor, order: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from nas.exact import front
 from nas.importance import Importance, StageLogits
 from nas.quality import AdditiveScore
 from nas.space import SearchSpace, named_space
+from nas.thinning import best_path
 from tests.planted_space import PROVENANCE, planted_importance, planted_latency, small_space
 
 
@@ -63,6 +64,9 @@ def test_a_stride_that_finds_less_loses_as_much_of_everything() -> None:
     assert fine - coarse == pytest.approx(25)
     untrained = importance.model_copy(update={"stride_ap50": {16: 0.0, 32: 0.0}})
     assert AdditiveScore.from_importance(space, untrained).strides == {16: 0, 32: 0}
+    assert best_path(space, untrained).prediction_stride == 16
+    one = planted_importance(small_space(), 2)
+    assert [given.tells_strides_apart for given in (importance, untrained, one)] == [True, False, True]
 
 
 def test_importance_says_how_well_each_stride_of_the_space_does_and_no_other() -> None:

@@ -98,6 +98,7 @@ def test_an_answer_that_holds_is_met_in_the_first_round(bench: Bench) -> None:
     assert round_["drift_percent"] == pytest.approx(0, abs=0.1)
     assert round_["steady_error_percent"] == pytest.approx(0, abs=0.5)
     assert (result["supernet"], result["solver"], result["calibration_revision"]) == ("train-0", "thin_all_stages", 1)
+    assert (result["stride_ap50"], result["strides_told_apart"]) == (None, True)
     assert (round_["ap"], round_["ap50"]) == (0.25, 0.5)
     assert result["gap"] == pytest.approx(result["optimum"]["score"] - round_["score"])
     assert result["gap"] >= 0

@@ -7,9 +7,9 @@ from nas.budgets import Budget
 from nas.latency import LatencyModel
 from nas.space import SearchSpace
 from nas.thinning import best_path
-from server.answering import front_json, point_json, solve, trail_json
+from server.answering import front_json, importance_json, point_json, solve, trail_json
 from server.run_report import Reach, answer_of, feasible_range, latency_model, write_report
-from tests.planted_space import PROVENANCE, planted_importance, planted_latency
+from tests.planted_space import planted_importance, planted_latency, small_space
 
 
 def test_the_reach_runs_from_the_best_path_to_where_thinning_ends(space: SearchSpace) -> None:
@@ -84,7 +84,7 @@ def thinned(space: SearchSpace, latency: LatencyModel, *, measured_fps: float | 
         "edition": "edition-7",
         "calibration_revision": 1,
         "supernet": "supernet-3",
-        "importance": PROVENANCE.model_dump(mode="json"),
+        **importance_json(importance),
         "optimum": point_json(solution.optimum.latency_ms, solution.optimum.score),
         "front": front_json(space, latency, importance),
         "trail": trail_json(solution.trail),
@@ -109,6 +109,24 @@ def test_an_answer_shows_prediction_and_measurement_of_its_last_round(space: Sea
         )
     )
     assert answer.evidence["model.onnx"] == "SHA-256 " + "ab" * 32
+
+
+def test_an_answer_shows_what_each_stride_found_and_where_that_told_them_not_apart(space: SearchSpace) -> None:
+    result = thinned(space, planted_latency(space, 1), measured_fps=None)
+    planted = planted_importance(small_space((16, 32)), 1)
+    name, where = "AP50 of the prediction strides", "(of the supernet, on training images)"
+
+    apart, alike = (
+        answer_of(result | importance_json(planted.model_copy(update={"stride_ap50": found})))
+        for found in ({16: 0.5, 32: 0.25}, {16: 0.0, 32: 0.0})
+    )
+
+    assert apart.evidence[name] == f"0.500 at 16, 0.250 at 32 {where}"
+    assert alike.evidence[name] == (
+        f"0.000 at 16, 0.000 at 32 {where}; none found anything: not told apart, and all priced alike"
+    )
+    assert result["stride_ap50"] is None
+    assert name not in answer_of(result).evidence
 
 
 def test_an_answer_that_was_not_verified_claims_no_measurement(space: SearchSpace) -> None:

@@ -4,7 +4,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from supernet.checkpoint import Header, load_checkpoint, load_supernet, save_checkpoint, supernet_tensors
+from supernet.checkpoint import (
+    Header,
+    load_checkpoint,
+    load_supernet,
+    optimiser_tensors,
+    restore_optimiser,
+    save_checkpoint,
+    supernet_tensors,
+)
 from supernet.errors import BadCheckpoint
 from supernet.training import fresh_supernet
 from tests.supernet.tiny_space import TINY
@@ -41,6 +49,30 @@ def test_loading_leaves_the_random_numbers_of_the_caller_alone(tmp_path: Path) -
     state = torch.random.get_rng_state()
     load_supernet(path)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_an_optimiser_goes_on_beside_another_with_the_moments_it_had() -> None:
+    """Eleven parameters, so that the numbers of their names have one digit and two."""
+
+    def stepped(weights: list[torch.nn.Parameter], optimiser: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            for number, weight in enumerate(weights):
+                weight.grad = torch.full_like(weight, 1.0 + number)
+            optimiser.step()
+
+    whole = [torch.nn.Parameter(torch.full((2,), float(number))) for number in range(11)]
+    optimiser = torch.optim.AdamW(whole, lr=0.1)
+    stepped(whole, optimiser, 3)
+    found = optimiser_tensors("optimiser.one.", optimiser)
+    assert {key.rsplit(".", 1)[0] for key in found} == {f"optimiser.one.{number}" for number in range(11)}
+    assert found["optimiser.one.10.step"].item() == 3
+    again = [torch.nn.Parameter(weight.detach().clone()) for weight in whole]
+    other = torch.optim.AdamW(again, lr=0.1)
+    stray = {"optimiser.two.0.step": torch.tensor(9.0), "supernet.stem": torch.zeros(1)}
+    restore_optimiser("optimiser.one.", other, {name: tensor.clone() for name, tensor in (found | stray).items()})
+    stepped(whole, optimiser, 1)
+    stepped(again, other, 1)
+    assert all(torch.equal(one, two) for one, two in zip(whole, again, strict=True))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -226,6 +226,16 @@ def test_the_papers_recipes() -> None:
     assert one.augmentation.shift_px == 32
 
 
+def test_a_run_of_other_length_falls_at_the_same_shares_of_it() -> None:
+    one, three = named_recipe("1x"), named_recipe("3x")
+    assert (one.lasting(6).epochs, one.lasting(6).milestones) == (6, (4, 5.5))
+    assert three.lasting(72).milestones == (54, 66)  # and not for 39 epochs at a hundredth
+    assert one.lasting(6).milestone_steps(101) == [404, 556]
+    assert one.lasting(1).milestone_steps(600) == [400, 550]
+    assert (one.lasting(12), three.lasting(36)) == (one, three)
+    assert named_recipe("small").lasting(20).milestones == ()
+
+
 def test_tokens_are_left_out_little_by_little(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     monkeypatch.setattr("supernet.detector_training.set_sparsity", lambda _, share: seen.append(share))

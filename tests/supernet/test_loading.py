@@ -4,7 +4,7 @@ import torch
 
 from supernet.augment import Augmentation
 from supernet.dataset import CocoDataset, Sample
-from supernet.errors import BatchTooSmall
+from supernet.errors import BatchTooSmall, UnevenShares
 from supernet.loading import Batch, Loader, detector_loader
 from supernet.processes import Processes
 from supernet.recipe import Recipe
@@ -62,7 +62,7 @@ def test_an_epoch_has_whole_batches_and_at_least_one(data: CocoDataset, batch: i
 
 def test_micro_batches_hold_the_same_images(data: CocoDataset) -> None:
     whole, parts = list(loader(data).epoch(2)), list(loader(data, micro=3).epoch(2))
-    assert [[len(batch.images) for batch in step] for step in parts] == [[3, 1]] * 3
+    assert [[len(batch.images) for batch in step] for step in parts] == [[2, 2]] * 3
     assert images(parts) == images(whole)
 
 
@@ -85,3 +85,24 @@ def test_child_processes_draw_the_same(data: CocoDataset) -> None:
 def test_a_process_without_an_image_is_refused(data: CocoDataset) -> None:
     with pytest.raises(BatchTooSmall, match="a batch of 1 cannot be shared by 2 processes: each needs at least one"):
         loader(data, batch=1, size=2)
+
+
+@pytest.mark.parametrize(("batch", "size", "micro"), [(9, 2, 4), (11, 3, 3), (12, 5, 2), (9, 1, 4)])
+def test_uneven_shares_are_cut_into_equally_many_parts_so_that_no_process_waits_for_another(
+    data: CocoDataset, batch: int, size: int, micro: int
+) -> None:
+    ranks = [list(loader(data, batch=batch, micro=micro, rank=rank, size=size).epoch(0)) for rank in range(size)]
+    assert len({len(step) for steps in ranks for step in steps}) == 1
+    cuts = [[len(part.images) for part in step] for steps in ranks for step in steps]
+    assert max(map(max, cuts)) <= micro
+    assert all(max(parts) - min(parts) <= 1 for parts in cuts)
+    [whole] = list(loader(data, batch=batch).epoch(0))[:1]
+    assert {image for steps in ranks for image in images(steps[:1])} == set(images([whole]))
+
+
+def test_a_process_without_an_image_for_a_micro_batch_is_refused(data: CocoDataset) -> None:
+    message = r"a batch of 3 leaves a process of 2 only 1 image\(s\) for 2 micro-batches: make it a multiple of 2, or"
+    for rank in (0, 1):
+        with pytest.raises(UnevenShares, match=message):
+            loader(data, batch=3, micro=1, rank=rank, size=2)
+    assert [len(step) for step in loader(data, batch=4, micro=1, rank=1, size=2).epoch(0)] == [2] * 3

@@ -1,6 +1,7 @@
 """Pretraining a backbone on a folder of images, and starting detectors from what it leaves."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nas.blocks import Activation
 from nas.space import named_space
 from supernet.checkpoint import BackboneHeader, DetectorHeader, load_checkpoint, save_checkpoint
 from supernet.classifier import Classifier, backbone_sites
@@ -21,7 +23,7 @@ from supernet.errors import BadCheckpoint, BadDataset, CheckpointMismatch, Nothi
 from supernet.image_augment import ImageAugmentation
 from supernet.image_folder import ImageFolder, open_image_folder
 from supernet.loading import Loader
-from supernet.pretrained import start_from
+from supernet.pretrained import Transfer, start_from
 from supernet.pretraining import PretrainedBackbone, accuracy, collate, draw, pretrain_backbone
 from supernet.processes import Processes
 from supernet.recipe import PretrainRecipe, named_pretrain_recipe
@@ -153,6 +155,15 @@ def test_a_killed_pretraining_goes_on_and_ends_with_the_same_weights(
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     with pytest.raises(CheckpointMismatch, match=r"differs in smoothing \(0\.1, now 0\.0\)"):
         pretrain(photos, tmp_path, PRETRAINING.model_copy(update={"smoothing": 0.0}))
+
+
+def test_a_pretraining_judged_on_other_images_is_not_taken_up(photos: Path, tmp_path: Path) -> None:
+    once = PRETRAINING.model_copy(update={"epochs": 1})
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    pretrain(folder, tmp_path / "run", once)
+    (folder / "val" / "red" / "0.png").unlink()
+    with pytest.raises(CheckpointMismatch, match=r"differs in held_out_sha256 \(\w{64}, now \w{64}\): give"):
+        pretrain(folder, tmp_path / "run", once)
 
 
 def test_a_step_sees_the_same_mixtures_however_it_is_shared(photos: Path) -> None:
@@ -293,6 +304,31 @@ def test_a_detector_of_other_classes_gives_all_but_what_names_them(data: Path, t
     assert renamed.origin.unfit == 2  # equal shapes, other meanings
     same = start_from(first.best, HeatDETR(TINY, CONFIG), classes=("disc", "ring", "cross"))
     assert same.origin.unfit == same.origin.missing == same.origin.left_over == 0
+
+
+def test_weights_of_another_activation_are_taken_with_a_warning_everywhere(
+    data: Path, tmp_path: Path, backbone: PretrainedBackbone
+) -> None:
+    """Names and shapes are equal: nothing else would tell."""
+    structure = TINY.structure.model_copy(update={"activation": Activation.GELU})
+    other = TINY.model_copy(update={"structure": structure})
+    told: list[Transfer] = []
+    recipe = RECIPE.model_copy(update={"epochs": 1})
+    ended = train_detector(
+        other, other.largest(), splits(data), tmp_path, recipe=recipe, init=backbone.best, on_init=told.append
+    )
+    warning = (
+        "these weights were trained with relu, this detector computes with gelu: they may help less, "
+        "compare with a run without --init, or train both in a space of one activation"
+    )
+    assert [found.warning for found in told] == [warning]
+    assert told[0].origin.taken > 0
+    assert json.loads((tmp_path / "init.json").read_text())["warning"] == warning
+    origin = load_checkpoint(ended.last, DetectorHeader)[1].origin
+    assert origin is not None
+    assert origin.other_activation is Activation.RELU
+    same = start_from(backbone.best, HeatDETR(TINY, CONFIG), classes=("disc", "ring", "cross"))
+    assert (same.warning, same.origin.other_activation) == (None, None)
 
 
 def test_what_does_not_fit_is_named_with_both_shapes(backbone: PretrainedBackbone) -> None:

@@ -1,7 +1,10 @@
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +12,14 @@ import torch
 
 from nas.blocks import Kind
 from nas.config import Config
+from supernet.batch_norm import reestimate_batch_norm
 from supernet.checkpoint import Header, load_checkpoint, load_supernet
 from supernet.dataset import CocoDataset
 from supernet.errors import BadDataset, CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import images_to_floats
 from supernet.extraction import extract
+from supernet.layers.global_attention import Attention
+from supernet.mixture_scores import evaluate_mixture, reestimate_mixture
 from supernet.sandwich import Sandwich, sample_config
 from supernet.supernet import Supernet
 from supernet.training import Progress, TrainedSupernet, TrainSettings, fresh_supernet, train_supernet
@@ -291,6 +297,28 @@ def test_narrow_subnets_keep_their_channels_until_the_next_ranking() -> None:
     assert not set(touched()) & set(first)
 
 
+@pytest.mark.parametrize("logits_share", [0.3, 0.0])
+def test_sparse_attention_fades_in_with_the_weights_in_narrow_subnets_too(
+    logits_share: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    structure = TINY.structure.model_copy(update={"sam2_kind": Kind.SPARSE_ATTENTION, "keep": 0.5})
+    kept: list[list[int]] = [[]]  # of the 64 tokens of SAM2, by step
+    original = Attention._sparse_mlp
+
+    def spy(self: Attention, x: torch.Tensor, **given: Any) -> torch.Tensor:
+        kept[-1].append(given["kept"])
+        return original(self, x, **given)
+
+    monkeypatch.setattr(Attention, "_sparse_mlp", spy)
+    settings = SETTINGS.model_copy(update={"logits_share": logits_share})
+    sparse = TINY.model_copy(update={"structure": structure})
+    train_supernet(sparse, data, tmp_path, settings=settings, progress=lambda _: kept.append([]))
+    *steps, judged = kept
+    faded = [[64], [62], [56], [48], [40], [34]]
+    assert steps == faded + [[32]] * (settings.total_steps - settings.steps)
+    assert set(judged) == {32}  # statistics of BatchNorm are those of what is deployed
+
+
 BOTH = TINY.model_copy(update={"strides": (16, 32)})
 
 
@@ -306,6 +334,44 @@ def test_both_prediction_maps_are_trained_and_compared_on_training_images(data: 
     assert set(trained.metrics.stride_ap50 or ()) == {16, 32}
     again = train_supernet(BOTH, data, tmp_path, settings=settings, progress=lambda _: None)
     assert again.importance == trained.importance
+
+
+def test_statistics_are_estimated_once_for_all_strides(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.nn.Module] = []
+
+    def spy(module: torch.nn.Module, train: CocoDataset, **how: Any) -> None:
+        seen.append(module)
+        reestimate_batch_norm(module, train, **how)
+
+    monkeypatch.setattr("supernet.mixture_scores.reestimate_batch_norm", spy)
+    settings = SETTINGS.model_copy(update={"steps": 2})
+    trained = train_supernet(BOTH, data, tmp_path, settings=settings, progress=lambda _: None)
+    assert len(seen) == 1
+    supernet, train = load_supernet(trained.checkpoint), CocoDataset(data, "train", image=(64, 64))
+    found = {}
+    for stride in (16, 32):  # each with statistics of its own
+        reestimate_mixture(supernet, train)
+        found[stride] = evaluate_mixture(supernet, train, stride=stride).ap50
+    assert trained.metrics.stride_ap50 == found
+
+
+def test_strides_that_cannot_be_compared_are_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:
+    """COCO defines no AP50 where nothing is to be found: it is not 0."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    path = folder / "annotations" / "train.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"annotations": [note | {"iscrowd": 1} for note in found["annotations"]]}))
+    told: list[Progress] = []
+    message = (
+        "none of the 12 images of train on which prediction strides are compared shows an object. "
+        "Annotate some of them, or train a space with one stride"
+    )
+    with pytest.raises(BadDataset, match=message):
+        train_supernet(BOTH, folder, tmp_path / "out", settings=SETTINGS, progress=told.append)
+    assert told == []
 
 
 def test_each_stride_of_the_mixture_has_its_turn(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

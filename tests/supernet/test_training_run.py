@@ -167,8 +167,10 @@ def test_the_leavings_of_another_run_are_not_mixed_in(data: Path, tmp_path: Path
     with pytest.raises(CheckpointMismatch, match=rf"{LAST} belongs to a run that differs in seed \(0, now 1\)"):
         train(data, tmp_path, other)
     (tmp_path / LAST).unlink()
-    with pytest.raises(CheckpointMismatch, match=rf"{BEST} belongs to a run"):
+    with pytest.raises(CheckpointMismatch, match=rf"{BEST} belongs to a run") as refused:
         train(data, tmp_path, other)
+    # Advice that a caller of this training can follow: there is no `resume` to pass, here or on the command line.
+    assert str(refused.value).endswith(f": give this run another folder, or remove {tmp_path} to start over.")
 
 
 def without_objects(data: Path, folder: Path) -> Splits:
@@ -185,6 +187,15 @@ def test_where_no_epoch_can_be_told_better_the_latest_weights_are_the_best(data:
     assert [row.ap for row in ended.rows] == [None, None]
     assert contents(ended.best)[1].epoch == 2
     assert_equal(ended.best, ended.last)
+
+
+def test_a_run_judged_on_another_held_out_split_is_not_taken_up(data: Path, tmp_path: Path) -> None:
+    """Its best weights would be those that were best on either of two splits."""
+    once = SHORT.model_copy(update={"epochs": 1})
+    train(data, tmp_path / "run", once)
+    other = without_objects(data, tmp_path / "data")
+    with pytest.raises(CheckpointMismatch, match=r"differs in held_out_sha256 \(\w{64}, now \w{64}\): give"):
+        train(other, tmp_path / "run", once)
 
 
 def test_equal_scores_keep_the_earlier_weights(data: Path, tmp_path: Path) -> None:
