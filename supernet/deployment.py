@@ -10,10 +10,11 @@ import numpy as np
 
 from supernet.checkpoint import DetectorHeader, load_detector
 from supernet.dataset import CocoDataset, spread_evenly
-from supernet.evaluation import evaluate_onnx, filled, images_to_floats
+from supernet.evaluation import evaluate_onnx, images_to_floats
 from supernet.export import OPSET, ParityRecord, export_detector
 from supernet.float16 import Float16Parity, compare_float16, to_float16
 from supernet.manifest import ExportedFile, Manifest, Precision, Preprocessing, package_versions, write_export
+from supernet.onnx_session import filled
 from supernet.postprocess import Floats
 from supernet.quantisation import Calibration, Tell, quantise
 from supernet.scoring import check_classes

@@ -30,6 +30,7 @@ from supernet.detector import HeatDETR, build_block
 from supernet.errors import ParityError
 from supernet.fusing import fuse
 from supernet.onnx_pieces import Piece, clean, split
+from supernet.onnx_session import run_graph
 from supernet.token_choice import WrongChoice, choosing, token_orders, with_orders
 
 OPSET = 20
@@ -276,17 +277,6 @@ def _checked(
     content = model.SerializeToString(deterministic=True)
     parity = compare(content, module, inputs, label=label, seed=seed)
     return ExportedGraph(content, hashlib.sha256(content).hexdigest(), parity)
-
-
-def run_graph(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Run a file once in ONNX Runtime, on one thread; inputs and outputs are in its order."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_inputs()]
-    outputs: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
-    return outputs
 
 
 @contextmanager

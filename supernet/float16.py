@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nas.values import Value
 from supernet.errors import ParityError
-from supernet.export import run_graph
 from supernet.graph_regions import attention_weights, decoding
+from supernet.onnx_session import run_graph
 from supernet.token_choice import disorder, with_given_orders, with_orders
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16

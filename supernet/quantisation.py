@@ -20,8 +20,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from nas.values import Value
 from supernet.dataset import CocoDataset
-from supernet.evaluation import Progress, evaluate_onnx, filled, images_to_floats
+from supernet.evaluation import Progress, evaluate_onnx, images_to_floats
 from supernet.graph_regions import attention_weights, decoding, head_convolutions
+from supernet.onnx_session import filled
 from supernet.postprocess import Floats
 
 QUANTISED = ("Conv", "MatMul", "Gemm")

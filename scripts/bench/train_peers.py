@@ -29,10 +29,10 @@ from server.cli_options import input_size
 from server.detectors import choose
 from supernet.checkpoint import load_detector
 from supernet.detector_training import Splits
-from supernet.evaluation import Evaluation, Predictor, evaluate, evaluate_module
+from supernet.evaluation import Evaluation, evaluate, evaluate_module
 from supernet.loading import Batch, detector_loader
 from supernet.optimisers import cosine_share
-from supernet.postprocess import Floats
+from supernet.postprocess import Floats, Predictor
 from supernet.recipe import Recipe, named_recipe, precision_on
 
 PEER = "dfine-n"

@@ -5,10 +5,11 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from supernet.errors import ParityError
-from supernet.export import export_detector, run_graph
+from supernet.export import export_detector
 from supernet.float16 import BOX_TOLERANCE, SCORE_TOLERANCE, compare_float16, to_float16
 from supernet.graph_regions import decoding
 from supernet.layers.global_attention import XCA
+from supernet.onnx_session import run_graph
 from tests.supernet.exported import bold_detector, bold_graph
 
 NOISE = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)

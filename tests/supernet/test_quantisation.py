@@ -4,8 +4,8 @@ import pytest
 from onnx import numpy_helper
 
 from supernet.dataset import CocoDataset
-from supernet.export import run_graph
 from supernet.graph_regions import head_convolutions
+from supernet.onnx_session import run_graph
 from supernet.quantisation import Calibration, Method, quantise
 from tests.supernet.exported import bold_graph
 from tests.supernet.tiny_space import tiny_data

@@ -14,10 +14,10 @@ from supernet.export import (
     export_detector,
     randomise_detector,
     randomise_statistics,
-    run_graph,
 )
 from supernet.float16 import BOX_TOLERANCE, SMALL_PX, compare_float16, to_float16
 from supernet.fusing import fuse
+from supernet.onnx_session import run_graph
 from supernet.token_choice import WrongChoice, choosing, disorder, token_orders, with_orders
 from tests.supernet.block_samples import NANO, SPARSE
 
