@@ -45,7 +45,9 @@ def export(
 ) -> None:
     """Export a trained detector: model.onnx (opset 20), and manifest.json with all that it takes to run it.
 
-    Every file is compared before it is written: fp32 with PyTorch, fp16 with fp32; int8 is judged by the AP it loses.
+    Before they are written, fp32 is compared with PyTorch on random pixels, and fp16 with fp32 on an image of val,
+    without --data on random pixels. int8 must give finite numbers on its calibration images and is judged by the AP it
+    loses, which the table shows.
 
     Example: `heatnas export run/best.safetensors --out exported --precision int8 --data shapes`
     """
@@ -92,4 +94,17 @@ def _text(out: Path, manifest: "Manifest") -> str:
         lines.append("accuracy is unmeasured: name a data set with --data")
     else:
         lines.append(f"AP on {manifest.evaluated_on} in ONNX Runtime on the CPU")
-    return "\n".join([*lines, f"manifest: {out / 'manifest.json'}"])
+    return "\n".join([*lines, *_unproven(manifest), f"manifest: {out / 'manifest.json'}"])
+
+
+def _unproven(manifest: "Manifest") -> list[str]:
+    """Say of which files the comparison shows little, and why."""
+    from supernet.float16 import Float16Parity  # noqa: PLC0415
+
+    advice = ": name a data set with --data" if manifest.evaluated_on is None else ""
+    return [
+        f"what {file.name} detects is unproven: no score was above {manifest.postprocessing.score_above:g} on "
+        f"{file.parity.images} (best {file.parity.best_score:.3f}){advice}"
+        for file in manifest.files
+        if isinstance(file.parity, Float16Parity) and file.parity.detections == "unproven"
+    ]

@@ -65,6 +65,7 @@ def deploy(
         BadCheckpoint: the file is none of a detector, or its classes are not those of the data.
         BadDataset: the data cannot be used.
         ParityError: a file computes something else than the detector.
+        NotFinite: the int8 file gives what is no number on the calibration images.
         ValueError: int8 without images to calibrate on.
     """
     detector, header = load_detector(checkpoint)

@@ -85,7 +85,8 @@ class ExportedFile(Value):
         precision: of its weights and maps.
         bytes: its size.
         sha256: its content hash.
-        parity: comparison of its outputs with PyTorch's (fp32), or with the fp32 file's (fp16); int8 is judged by AP.
+        parity: comparison of its outputs with PyTorch's (fp32), or with the fp32 file's (fp16); int8 is compared with
+            nothing but its AP, once its outputs are finite on the calibration images.
         calibration: of an int8 file.
         accuracy: whether the next two were measured.
         evaluation: of this file, on the held-out split.
