@@ -68,7 +68,7 @@ def deploy(
         NotFinite: the int8 file gives what is no number on the calibration images.
         ValueError: int8 without images to calibrate on.
     """
-    detector, header = load_detector(checkpoint)
+    detector, header, weights_sha256 = load_detector(checkpoint)
     held_out, training = _splits(measuring, precisions, header, checkpoint)
     threads = 1 if measuring is None else measuring.threads
     tell("exporting, comparing with PyTorch")
@@ -97,7 +97,7 @@ def deploy(
         opset=OPSET,
         preprocessing=Preprocessing(shape=(batch, 3, *header.config.image)),
         outputs=OUTPUTS,
-        weights_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        weights_sha256=weights_sha256,
         trained_on=header.data,
         evaluated_on=None if held_out is None else f"{held_out.folder.resolve().name}/{held_out.split}",
         files=tuple(one.entry for one in made),

@@ -73,7 +73,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def _load_checkpoint(path: Path) -> LoadedDetector:
-    detector, header = load_detector(path)
+    detector, header, _ = load_detector(path)
     deployed = fuse(detector)
 
     @torch.no_grad()

@@ -1,6 +1,5 @@
 """Start a detector from trained weights: what of a file fits is taken, and the rest is accounted for by name."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -61,7 +60,7 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
         BadCheckpoint: the file holds neither a backbone nor a detector.
         NothingInCommon: no convolution, Linear or position table fits.
     """
-    tensors, header = load_any_run(path)
+    tensors, header, sha256 = load_any_run(path)
     is_detector = isinstance(header, DetectorHeader)
     found = _learned(tensors_below(DETECTOR if is_detector else BACKBONE, tensors))
     own = _learned(detector.state_dict())
@@ -82,7 +81,7 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
     missing, left_over = own.keys() - found.keys(), found.keys() - own.keys()
     origin = Origin(
         file=path.name,
-        sha256=_sha256(path),
+        sha256=sha256,
         taken=len(taken),
         unfit=len(unfit),
         missing=len(missing),
@@ -124,8 +123,3 @@ def _by_site(names: Iterable[str], notes: Mapping[str, str] | None = None) -> Na
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "one number"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -62,6 +62,6 @@ def _score(detector: LoadedDetector, data: CocoDataset, threads: int, progress: 
     """Score a checkpoint in its training form, as training does; a file that is deployed as it is."""
     if detector.path.suffix == ".onnx":
         return evaluate(detector.predict, data, batch=detector.batch, progress=progress)
-    trained, _ = load_detector(detector.path)
+    trained = load_detector(detector.path).detector
     with torch_threads(threads):
         return evaluate_module(trained, trained.head.anchors, data, progress=progress)

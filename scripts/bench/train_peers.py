@@ -78,7 +78,7 @@ def measure_ours(
     # The peer is scored once, so ours is too: no choice among the epochs by the split that judges.
     fitted = recipe.model_copy(update={"epochs": epochs, "evaluate_every": epochs})
     trained, minutes = train_ours(space, config, data, out / f"ours-{config.id}-{fitted.id}", fitted)
-    detector, _ = load_detector(trained.last)
+    detector = load_detector(trained.last).detector
     found = evaluate_module(detector, detector.head.anchors, data.held_out)
     params = sum(weight.numel() for weight in detector.parameters()) / 1e6
     name = f"{space.name} {arguments.config}, stride {config.prediction_stride}"

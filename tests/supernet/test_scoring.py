@@ -37,7 +37,7 @@ def scored(path: Path, folder: Path) -> Evaluation:
 
 
 def test_a_checkpoint_and_its_onnx_file_score_alike(data: Path, trained: TrainedDetector, tmp_path: Path) -> None:
-    detector, header = load_detector(trained.last)
+    detector, header, _ = load_detector(trained.last)
     with torch.no_grad():
         detector.head.classify.bias.fill_(0.0)  # scores of a short training are all below the threshold otherwise
     path = tmp_path / "model.onnx"
