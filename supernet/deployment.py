@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nas.blocks import Layout
+from nas.runtime_profile import RuntimeProfile, laid_out
 from supernet.checkpoint import DetectorHeader, load_detector
 from supernet.dataset import CocoDataset, spread_evenly
+from supernet.detector import with_structure
 from supernet.evaluation import evaluate_onnx, images_to_floats
 from supernet.export import OPSET, ParityRecord, export_detector
 from supernet.float16 import Float16Parity, compare_float16, to_float16
@@ -33,11 +36,13 @@ class Measuring:
         data: folder in COCO format; `val` is scored.
         calibration_images: of `train`, spread evenly.
         threads: of ONNX Runtime.
+        drop_bad: go on without bad entries; scores and calibration count them.
     """
 
     data: Path
     calibration_images: int = 100
     threads: int = 1
+    drop_bad: bool = False
 
 
 def deploy(
@@ -48,6 +53,7 @@ def deploy(
     batch: int = 1,
     precisions: Collection[Precision] = (),
     measuring: Measuring | None = None,
+    profile: RuntimeProfile | None = None,
     tell: Tell = lambda _: lambda *_: None,
 ) -> Manifest:
     """Export a detector to a folder: `model.onnx`, a file for each further precision, and `manifest.json`.
@@ -59,6 +65,8 @@ def deploy(
         batch: images that one run takes.
         precisions: besides fp32; int8 needs `measuring`.
         measuring: without it accuracy stays unmeasured.
+        profile: whose layout the graphs have; the activation is part of the weights and stays. None for the layout of
+            the space that the detector was trained in.
         tell: follows the steps.
 
     Raises:
@@ -72,7 +80,8 @@ def deploy(
     held_out, training = _splits(measuring, precisions, header, checkpoint)
     threads = 1 if measuring is None else measuring.threads
     tell("exporting, comparing with PyTorch")
-    graph = export_detector(detector, batch=batch)
+    structure = header.space.structure if profile is None else laid_out(header.space.structure, profile)
+    graph = export_detector(with_structure(detector, header.space, structure), batch=batch)
     made = [_made(Precision.FP32, graph.onnx, parity=graph.parity)]
     if Precision.FP16 in precisions:
         tell("converting to float16, comparing")
@@ -91,6 +100,9 @@ def deploy(
         space_id=header.space.id,
         config_id=header.config.id,
         space=header.space,
+        profile=profile,
+        layout=structure.linear_layout or Layout.TOKENS,
+        activation=structure.activation,
         config=header.config,
         classes=header.classes,
         category_ids=header.category_ids,
@@ -140,7 +152,7 @@ def _splits(
         return None, None
 
     def split(name: str, most: int | None) -> CocoDataset:
-        found = CocoDataset(measuring.data, name, image=header.config.image, most=most)
+        found = CocoDataset(measuring.data, name, image=header.config.image, most=most, drop_bad=measuring.drop_bad)
         check_classes(checkpoint, header.classes, found)
         return found
 

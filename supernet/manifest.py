@@ -9,7 +9,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from nas.blocks import Activation, Layout
 from nas.config import Config
+from nas.runtime_profile import RuntimeProfile
 from nas.space import SearchSpace
 from nas.values import Value
 from supernet.errors import BadManifest
@@ -115,6 +117,9 @@ class Manifest(Value):
         config_id: identity of the config.
         space: the search space of the config.
         config: the architecture.
+        profile: the runtime profile whose layout was asked for; None for that of the space.
+        layout: that Linears work in, in the graphs of these files; the space says in which they were trained.
+        activation: of the weights; a profile that usually has another does not change it.
         classes: names, in the order of the scores.
         category_ids: the id of each class in the data set.
         opset: ONNX operator set.
@@ -135,6 +140,9 @@ class Manifest(Value):
     config_id: str
     space: SearchSpace
     config: Config
+    profile: RuntimeProfile | None
+    layout: Layout
+    activation: Activation
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     opset: int

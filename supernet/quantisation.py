@@ -17,11 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from pydantic import Field
 
 from nas.values import Value
 from supernet.dataset import CocoDataset
 from supernet.errors import NotFinite
 from supernet.evaluation import Progress, evaluate, images_to_floats
+from supernet.faults import counted
 from supernet.graph_regions import attention_weights, decoding, head_convolutions
 from supernet.onnx_session import batch_of, filled, open_session, predictor
 from supernet.postprocess import Floats, Predictor
@@ -51,6 +53,7 @@ class Calibration(Value):
         images: how many.
         method: how a range is chosen from the values seen: that which kept most AP on these very images.
         ap: on these images, by method tried.
+        left_out: bad entries of the split, counted by kind, that were left out or clipped before images were taken.
     """
 
     data: str
@@ -58,6 +61,7 @@ class Calibration(Value):
     images: int
     method: str
     ap: dict[str, float | None]
+    left_out: dict[str, int] = Field(default_factory=dict)
 
 
 def quantise(
@@ -84,6 +88,7 @@ def quantise(
         images=len(data),
         method=best.method,
         ap={one.method: one.ap for one in tried},
+        left_out=counted(data.left_out),
     )
 
 
