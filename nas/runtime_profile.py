@@ -1,11 +1,11 @@
-"""Runtime profiles: the layout and the activation that suit a runtime, chosen before a supernet is trained.
+"""Runtime profiles: the layout and the activation that suit a runtime.
 
-The activation is part of the weights and cannot be changed afterwards. The layout is not: equal weights compute the
-same in either.
+The activation is part of the weights: it is chosen before a supernet is trained and cannot be changed afterwards. The
+layout is not: equal weights compute the same in either, so that a detector can be exported in the other.
 """
 
 from enum import StrEnum
-from typing import assert_never
+from typing import Literal, assert_never
 
 from nas.blocks import Activation, Layout
 from nas.network import Structure
@@ -29,12 +29,32 @@ class RuntimeProfile(StrEnum):
                 return "CUDA and TensorRT"
         assert_never(self)
 
+    @property
+    def activation(self) -> Activation:
+        """The activation of a space that is trained for it."""
+        match self:
+            case RuntimeProfile.CPU:
+                return Activation.HARDSWISH
+            case RuntimeProfile.CUDA:
+                return Activation.GELU
+        assert_never(self)
+
+    @property
+    def linear_layout(self) -> Literal[Layout.SPATIAL] | None:
+        """The layout that Linears work in, as a structure names it."""
+        match self:
+            case RuntimeProfile.CPU:
+                return None
+            case RuntimeProfile.CUDA:
+                return Layout.SPATIAL
+        assert_never(self)
+
 
 def fitted(structure: Structure, profile: RuntimeProfile) -> Structure:
     """Return the structure with the layout and the activation of a profile; nothing else of it changes."""
-    match profile:
-        case RuntimeProfile.CPU:
-            return structure.model_copy(update={"activation": Activation.HARDSWISH, "linear_layout": None})
-        case RuntimeProfile.CUDA:
-            return structure.model_copy(update={"activation": Activation.GELU, "linear_layout": Layout.SPATIAL})
-    assert_never(profile)
+    return laid_out(structure, profile).model_copy(update={"activation": profile.activation})
+
+
+def laid_out(structure: Structure, profile: RuntimeProfile) -> Structure:
+    """Return the structure with the layout of a profile alone: the weights of the one are those of the other."""
+    return structure.model_copy(update={"linear_layout": profile.linear_layout})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli_options import JsonOption, fail
+from server.cli_options import DropBadOption, JsonOption, fail
 
 if TYPE_CHECKING:
     from supernet.manifest import ExportedFile, Manifest
@@ -19,6 +19,13 @@ class SmallerPrecision(StrEnum):
 
     FP16 = "fp16"
     INT8 = "int8"
+
+
+class Profile(StrEnum):
+    """The runtime profiles (`nas.runtime_profile`) whose layout a graph can have."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 def export(
@@ -37,6 +44,15 @@ def export(
             show_default=False,
         ),
     ] = None,
+    profile: Annotated[
+        Profile | None,
+        typer.Option(
+            help="Lay the graph out for a runtime: cpu (tokens) or cuda (NCHW maps). The activation is part of the "
+            "weights and stays. Default: the layout that was trained in.",
+            show_default=False,
+        ),
+    ] = None,
+    drop_bad: DropBadOption = False,
     calibration_images: Annotated[
         int, typer.Option(min=1, help="Training images that int8 takes its ranges from.")
     ] = 100,
@@ -45,12 +61,15 @@ def export(
 ) -> None:
     """Export a trained detector: model.onnx (opset 20), and manifest.json with all that it takes to run it.
 
-    Every file is compared before it is written: fp32 with PyTorch, fp16 with fp32; int8 is judged by the AP it loses.
+    Before they are written, fp32 is compared with PyTorch on random pixels, and fp16 with fp32 on an image of val,
+    without --data on random pixels. int8 must give finite numbers on its calibration images and is judged by the AP it
+    loses, which the table shows.
 
     Example: `heatnas export run/best.safetensors --out exported --precision int8 --data shapes`
     """
     from importlib.metadata import version  # noqa: PLC0415
 
+    from nas.runtime_profile import RuntimeProfile  # noqa: PLC0415
     from server.progress import Steps  # noqa: PLC0415
     from supernet.deployment import Measuring, deploy  # noqa: PLC0415
     from supernet.manifest import Precision  # noqa: PLC0415
@@ -66,7 +85,8 @@ def export(
             version=version("heatnas"),
             batch=batch,
             precisions=wanted,
-            measuring=None if data is None else Measuring(data, calibration_images, threads),
+            measuring=None if data is None else Measuring(data, calibration_images, threads, drop_bad),
+            profile=None if profile is None else RuntimeProfile(profile),
             tell=steps.begin,
         )
     finally:
@@ -88,8 +108,41 @@ def _text(out: Path, manifest: "Manifest") -> str:
     lines = [table(("file", "MiB", "AP", "AP points lost", "SHA-256"), map(row, manifest.files))]
     shape = "x".join(map(str, manifest.preprocessing.shape))
     lines.append(f"opset {manifest.opset}, input {shape}, classes {', '.join(manifest.classes)}")
+    lines.append(_layout(manifest))
+    lines += _left_out(manifest)
     if manifest.evaluated_on is None:
         lines.append("accuracy is unmeasured: name a data set with --data")
     else:
         lines.append(f"AP on {manifest.evaluated_on} in ONNX Runtime on the CPU")
-    return "\n".join([*lines, f"manifest: {out / 'manifest.json'}"])
+    return "\n".join([*lines, *_unproven(manifest), f"manifest: {out / 'manifest.json'}"])
+
+
+def _layout(manifest: "Manifest") -> str:
+    """Say how the graphs are laid out, and that the activation is not for a profile to choose."""
+    profile, trained = manifest.profile, manifest.activation
+    if profile is None:
+        return f"layout {manifest.layout}, activation {trained}"
+    usual = "" if profile.activation is trained else f" (spaces for {profile} are trained with {profile.activation})"
+    return f"layout {manifest.layout} for {profile.runtime}, activation {trained} stays as trained{usual}"
+
+
+def _left_out(manifest: "Manifest") -> list[str]:
+    """Say which entries of the data were bad, of each split once."""
+    from server.cli_training import left_out_text  # noqa: PLC0415
+
+    first, last = manifest.files[0].evaluation, manifest.files[-1].calibration
+    counts = {"val": first.left_out if first else {}, "train": last.left_out if last else {}}
+    return [left_out_text(split, found) for split, found in counts.items() if found]
+
+
+def _unproven(manifest: "Manifest") -> list[str]:
+    """Say of which files the comparison shows little, and why."""
+    from supernet.float16 import Float16Parity  # noqa: PLC0415
+
+    advice = ": name a data set with --data" if manifest.evaluated_on is None else ""
+    return [
+        f"what {file.name} detects is unproven: no score was above {manifest.postprocessing.score_above:g} on "
+        f"{file.parity.images} (best {file.parity.best_score:.3f}){advice}"
+        for file in manifest.files
+        if isinstance(file.parity, Float16Parity) and file.parity.detections == "unproven"
+    ]

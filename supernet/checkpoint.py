@@ -1,14 +1,15 @@
 """Supernets and detectors on disk: safetensors with a JSON header, written at once or not at all."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import Discriminator, Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -161,10 +162,28 @@ def load_checkpoint(path: Path, kind: type[H]) -> tuple[dict[str, Tensor], H]:
     Raises:
         BadCheckpoint: the file is missing, damaged, or of another version of the product.
     """
-    return _load(path, kind.model_validate_json)
+    found = _load(path, kind.model_validate_json)
+    return found.tensors, found.header
 
 
-def load_any_run(path: Path) -> tuple[dict[str, Tensor], DetectorHeader | BackboneHeader]:
+R = TypeVar("R", bound=Header | RunHeader)
+
+
+class Content(NamedTuple, Generic[R]):
+    """What a checkpoint holds.
+
+    Attributes:
+        tensors: by name.
+        header: what the file says about itself.
+        sha256: of the bytes that both were read from; the file may have been replaced since.
+    """
+
+    tensors: dict[str, Tensor]
+    header: R
+    sha256: str
+
+
+def load_any_run(path: Path) -> Content[DetectorHeader | BackboneHeader]:
     """Read the checkpoint of a detector or of a backbone.
 
     Raises:
@@ -173,16 +192,13 @@ def load_any_run(path: Path) -> tuple[dict[str, Tensor], DetectorHeader | Backbo
     return _load(path, _ANY_RUN.validate_json)
 
 
-R = TypeVar("R", bound=Header | RunHeader)
-
-
-def _load(path: Path, parse: Callable[[str], R]) -> tuple[dict[str, Tensor], R]:
+def _load(path: Path, parse: Callable[[str], R]) -> Content[R]:
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        content = path.read_bytes()
+        tensors = dict(sorted(load(content).items()))  # else in another order each time
     except (OSError, SafetensorError) as fault:
         raise BadCheckpoint(path, f"it cannot be read ({fault})") from fault
+    text = _metadata(content).get(_HEADER)
     if text is None:
         raise BadCheckpoint(path, "it has no header of this product")
     try:
@@ -193,7 +209,14 @@ def _load(path: Path, parse: Callable[[str], R]) -> tuple[dict[str, Tensor], R]:
         ) from fault
     if header.format != FORMAT:
         raise BadCheckpoint(path, f"its format is {header.format}, this version reads {FORMAT}")
-    return tensors, header
+    return Content(tensors, header, hashlib.sha256(content).hexdigest())
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return the texts at the head of a safetensors file: eight bytes say how long its JSON is."""
+    head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    texts: dict[str, str] = head.get("__metadata__", {})
+    return texts
 
 
 def named_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
@@ -250,17 +273,31 @@ def load_supernet(path: Path) -> Supernet:
     return supernet.eval()
 
 
-def load_detector(path: Path) -> tuple[HeatDETR, DetectorHeader]:
-    """Return the detector of a checkpoint, in evaluation mode, and what the file says about it.
+class TrainedWeights(NamedTuple):
+    """The detector of a checkpoint.
+
+    Attributes:
+        detector: in evaluation mode.
+        header: what the file says about it.
+        sha256: of the bytes that it was read from.
+    """
+
+    detector: HeatDETR
+    header: DetectorHeader
+    sha256: str
+
+
+def load_detector(path: Path) -> TrainedWeights:
+    """Return the detector of a checkpoint.
 
     Raises:
         BadCheckpoint: the file is missing, damaged, or not the checkpoint of a detector that this version can read.
     """
-    tensors, header = load_checkpoint(path, DetectorHeader)
+    tensors, header, sha256 = _load(path, DetectorHeader.model_validate_json)
     with torch.random.fork_rng(devices=[]):
         detector = HeatDETR(header.space, header.config)
     try:
         detector.load_state_dict(tensors_below(DETECTOR, tensors))
     except RuntimeError as fault:
         raise BadCheckpoint(path, "its tensors do not fit its config") from fault
-    return detector.eval(), header
+    return TrainedWeights(detector.eval(), header, sha256)

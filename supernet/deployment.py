@@ -8,13 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nas.blocks import Layout
+from nas.runtime_profile import RuntimeProfile, laid_out
 from supernet.checkpoint import DetectorHeader, load_detector
 from supernet.dataset import CocoDataset, spread_evenly
-from supernet.evaluation import evaluate_onnx, filled, images_to_floats
+from supernet.detector import with_structure
+from supernet.evaluation import evaluate_onnx, images_to_floats
 from supernet.export import OPSET, ParityRecord, export_detector
-from supernet.files import file_sha256
 from supernet.float16 import Float16Parity, compare_float16, to_float16
 from supernet.manifest import ExportedFile, Manifest, Precision, Preprocessing, package_versions, write_export
+from supernet.onnx_session import filled
 from supernet.postprocess import Floats
 from supernet.quantisation import Calibration, Tell, quantise
 from supernet.scoring import check_classes
@@ -33,11 +36,13 @@ class Measuring:
         data: folder in COCO format; `val` is scored.
         calibration_images: of `train`, spread evenly.
         threads: of ONNX Runtime.
+        drop_bad: go on without bad entries; scores and calibration count them.
     """
 
     data: Path
     calibration_images: int = 100
     threads: int = 1
+    drop_bad: bool = False
 
 
 def deploy(
@@ -48,6 +53,7 @@ def deploy(
     batch: int = 1,
     precisions: Collection[Precision] = (),
     measuring: Measuring | None = None,
+    profile: RuntimeProfile | None = None,
     tell: Tell = lambda _: lambda *_: None,
 ) -> Manifest:
     """Export a detector to a folder: `model.onnx`, a file for each further precision, and `manifest.json`.
@@ -59,19 +65,23 @@ def deploy(
         batch: images that one run takes.
         precisions: besides fp32; int8 needs `measuring`.
         measuring: without it accuracy stays unmeasured.
+        profile: whose layout the graphs have; the activation is part of the weights and stays. None for the layout of
+            the space that the detector was trained in.
         tell: follows the steps.
 
     Raises:
         BadCheckpoint: the file is none of a detector, or its classes are not those of the data.
         BadDataset: the data cannot be used.
         ParityError: a file computes something else than the detector.
+        NotFinite: the int8 file gives what is no number on the calibration images.
         ValueError: int8 without images to calibrate on.
     """
-    detector, header = load_detector(checkpoint)
+    detector, header, weights_sha256 = load_detector(checkpoint)
     held_out, training = _splits(measuring, precisions, header, checkpoint)
     threads = 1 if measuring is None else measuring.threads
     tell("exporting, comparing with PyTorch")
-    graph = export_detector(detector, batch=batch)
+    structure = header.space.structure if profile is None else laid_out(header.space.structure, profile)
+    graph = export_detector(with_structure(detector, header.space, structure), batch=batch)
     made = [_made(Precision.FP32, graph.onnx, parity=graph.parity)]
     if Precision.FP16 in precisions:
         tell("converting to float16, comparing")
@@ -90,13 +100,16 @@ def deploy(
         space_id=header.space.id,
         config_id=header.config.id,
         space=header.space,
+        profile=profile,
+        layout=structure.linear_layout or Layout.TOKENS,
+        activation=structure.activation,
         config=header.config,
         classes=header.classes,
         category_ids=header.category_ids,
         opset=OPSET,
         preprocessing=Preprocessing(shape=(batch, 3, *header.config.image)),
         outputs=OUTPUTS,
-        weights_sha256=file_sha256(checkpoint),
+        weights_sha256=weights_sha256,
         trained_on=header.data,
         evaluated_on=None if held_out is None else f"{held_out.folder.resolve().name}/{held_out.split}",
         files=tuple(one.entry for one in made),
@@ -139,7 +152,7 @@ def _splits(
         return None, None
 
     def split(name: str, most: int | None) -> CocoDataset:
-        found = CocoDataset(measuring.data, name, image=header.config.image, most=most)
+        found = CocoDataset(measuring.data, name, image=header.config.image, most=most, drop_bad=measuring.drop_bad)
         check_classes(checkpoint, header.classes, found)
         return found
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, assert_never
 
+import torch
 from torch import Tensor, nn
 
 from nas.blocks import Block, Kind
 from nas.config import Config
-from nas.network import IMAGE, Site
+from nas.network import IMAGE, Site, Structure
 from nas.space import SearchSpace
 from supernet.layers.aggregation import SAM, SCM, Project, SplitProject, Up
 from supernet.layers.global_attention import XCA, Attention
@@ -54,6 +55,20 @@ def build_block(block: Block) -> nn.Module:
         case Kind.HEAD:
             return Head(block)
     assert_never(block.kind)
+
+
+def with_structure(detector: "HeatDETR", space: SearchSpace, structure: Structure) -> "HeatDETR":
+    """Return a detector of a space, with its weights copied into the space's other structure, in evaluation mode.
+
+    The structures may differ in their layout alone. A detector of this structure is returned itself.
+    """
+    if structure == space.structure:
+        return detector
+    other = space.model_copy(update={"structure": structure})
+    with torch.random.fork_rng(devices=()):
+        twin = HeatDETR(other, detector.config.model_copy(update={"space": other.id}))
+    twin.load_state_dict(detector.state_dict())
+    return twin.eval()
 
 
 def module_key(site: str) -> str:

@@ -1,7 +1,8 @@
 """What can go wrong between a search space and a detector file, and what the caller may do about it.
 
 SupernetError
-├── ParityError         an exported graph computes something else than the module it came from
+├── ParityError         an exported file computes something else than what it was made from
+├── NotFinite           an int8 file gives what is no number
 ├── BadDataset          annotations or images that cannot be trained on: names each fault
 ├── BadImage            an image file that is missing, damaged, not upright or of another size than annotated
 ├── DatasetExists       the folder holds something other than the data set asked for
@@ -16,6 +17,7 @@ SupernetError
 └── TrainingDiverged    the loss is no longer a number
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,21 +29,32 @@ class SupernetError(Exception):
 
 
 class ParityError(SupernetError):
-    """An exported graph and its module disagree.
+    """An exported file computes something else than what it was made from.
 
     Attributes:
         label: what was exported.
-        max_abs_diff: the largest absolute difference found between their outputs.
-        tolerance: the largest one allowed.
+        quantity: what differs, in which unit, and from what reference.
+        found: how much of it was found; NaN where something is no number.
+        tolerance: the most that is allowed.
     """
 
-    def __init__(self, *, label: str, max_abs_diff: float, tolerance: float) -> None:
-        self.label = label
-        self.max_abs_diff = max_abs_diff
-        self.tolerance = tolerance
+    def __init__(self, *, label: str, quantity: str, found: float, tolerance: float, advice: str) -> None:
+        """Report `found`; `advice` says what to do, without a full stop."""
+        self.label, self.quantity, self.found, self.tolerance = label, quantity, found, tolerance
+        shown = "not a number" if math.isnan(found) else f"{found:.3g}"
         super().__init__(
-            f"the exported graph of {label} differs from its module by {max_abs_diff:.3g}, more than {tolerance:.0e}: "
-            "the file is not kept. Look for exploding activations, or export with another ONNX Runtime version."
+            f"the exported graph of {label} is not kept: {quantity} is {shown}, allowed is {tolerance:g}. {advice}."
+        )
+
+
+class NotFinite(SupernetError):
+    """An int8 file gives boxes or scores that are no finite numbers."""
+
+    def __init__(self, *, ranges: str, images: str) -> None:
+        """Report how its ranges were chosen, and on which images it was run."""
+        super().__init__(
+            f"the int8 file (ranges: {ranges}) is not kept: on {images} it gives boxes or scores that are no finite "
+            "numbers. Calibrate on other images, or export without int8."
         )
 
 

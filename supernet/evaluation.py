@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
@@ -18,10 +17,8 @@ from nas.values import Value
 from supernet.dataset import CocoDataset
 from supernet.faults import counted
 from supernet.layers.head import RawPrediction, decode, score
-from supernet.postprocess import Detections, Floats, detect
-
-Predictor = Callable[[Floats], tuple[Floats, Floats]]
-"""Takes images (B, 3, H, W), RGB in [0, 1]; gives boxes (B, N, 4) in input pixels and scores (B, N, classes)."""
+from supernet.onnx_session import batch_of, open_session, predictor
+from supernet.postprocess import Detections, Floats, Predictor, detect
 
 Progress = Callable[[int, int], None]
 """Is told how many images of how many are done."""
@@ -62,25 +59,9 @@ class Evaluation(Value):
 def evaluate_onnx(
     onnx: bytes, data: CocoDataset, *, threads: int = 1, progress: Progress = lambda *_: None
 ) -> Evaluation:
-    """Run a detector file in ONNX Runtime, at its own batch, and score what it finds.
-
-    The file takes `images` (B, 3, H, W) and gives `boxes` and `scores`, as `supernet.export` writes them.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    batch = int(session.get_inputs()[0].shape[0])
-
-    def predict(images: Floats) -> tuple[Floats, Floats]:
-        boxes, scores = session.run(["boxes", "scores"], {"images": filled(images, batch)})
-        return boxes[: len(images)], scores[: len(images)]
-
-    return evaluate(predict, data, batch=batch, progress=progress)
-
-
-def filled(images: Floats, batch: int) -> Floats:
-    """Repeat the last image until a graph of a static batch is full."""
-    return np.concatenate((images, np.repeat(images[-1:], batch - len(images), axis=0)))
+    """Run a detector file in ONNX Runtime, at its own batch, and score what it finds."""
+    session = open_session(onnx, threads=threads)
+    return evaluate(predictor(session), data, batch=batch_of(session), progress=progress)
 
 
 def evaluate_module(

@@ -30,7 +30,8 @@ from supernet.detector import HeatDETR, build_block
 from supernet.errors import ParityError
 from supernet.fusing import fuse
 from supernet.onnx_pieces import Piece, clean, split
-from supernet.token_choice import WrongChoice, choosing, token_orders, with_orders
+from supernet.onnx_session import run_graph
+from supernet.token_choice import PASSED_OVER, WrongChoice, choosing, token_orders, with_orders
 
 OPSET = 20
 """ONNX operator set of every exported file."""
@@ -53,6 +54,8 @@ class ParityRecord(Value):
         seed: seed of the input.
         opset: ONNX operator set.
         token_choices: places where PyTorch was given the file's choice of tokens (`supernet.token_choice`).
+        token_excess: most attention that a token left out there received beyond one kept, over the most that any
+            received; None without such a place.
         torch: version that exported.
         onnxruntime: version that was compared.
     """
@@ -63,6 +66,7 @@ class ParityRecord(Value):
     seed: int
     opset: int
     token_choices: int = 0
+    token_excess: float | None = None
     torch: str
     onnxruntime: str
 
@@ -131,16 +135,23 @@ def compare(content: bytes, module: nn.Module, inputs: tuple[Tensor, ...], *, la
     results = run_graph(told, [tensor.numpy() for tensor in inputs])
     got = results[: len(results) - len(names)]
     try:
-        with torch.no_grad(), choosing(places, results[len(got) :], tolerance=TOLERANCE):
+        with torch.no_grad(), choosing(places, results[len(got) :], tolerance=TOLERANCE) as found:
             given = module(*inputs)
     except WrongChoice as error:
-        raise ParityError(label=label, max_abs_diff=error.excess, tolerance=TOLERANCE) from error
+        raise ParityError(
+            label=label,
+            quantity=PASSED_OVER.format(reference="PyTorch's reckoning"),
+            found=error.excess,
+            tolerance=TOLERANCE,
+            advice="The file sorts tokens otherwise: export with another ONNX Runtime version",
+        ) from error
     wanted = [output.numpy() for output in (given if isinstance(given, tuple) else (given,))]
     differences = [float(np.abs(a - b).max()) for a, b in zip(wanted, got, strict=True)]
     scales = [max(1.0, float(np.abs(a).max())) for a in wanted]  # scores are small beside boxes in pixels
     worst = max(range(len(wanted)), key=lambda output: _badness(differences[output] / scales[output]))
     if not differences[worst] <= TOLERANCE * scales[worst]:  # NaN is no parity either
-        raise ParityError(label=label, max_abs_diff=differences[worst] / scales[worst], tolerance=TOLERANCE)
+        name = onnx.load_from_string(content).graph.output[worst].name
+        raise _difference(label, name, differences[worst] / scales[worst])
     return ParityRecord(
         max_abs_diff=differences[worst],
         scale=scales[worst],
@@ -148,8 +159,23 @@ def compare(content: bytes, module: nn.Module, inputs: tuple[Tensor, ...], *, la
         seed=seed,
         opset=OPSET,
         token_choices=len(places),
+        token_excess=max(found, default=None),
         torch=torch.__version__,
         onnxruntime=onnxruntime.__version__,
+    )
+
+
+def _difference(label: str, output: str, found: float) -> ParityError:
+    if math.isfinite(found):
+        advice = "Look for exploding activations, or export with another ONNX Runtime version"
+    else:
+        advice = "Weights or activations overflow: name a checkpoint from before its training diverged"
+    return ParityError(
+        label=label,
+        quantity=f"the largest difference of {output} from PyTorch's, over its largest absolute value (at least 1),",
+        found=found,
+        tolerance=TOLERANCE,
+        advice=advice,
     )
 
 
@@ -276,17 +302,6 @@ def _checked(
     content = model.SerializeToString(deterministic=True)
     parity = compare(content, module, inputs, label=label, seed=seed)
     return ExportedGraph(content, hashlib.sha256(content).hexdigest(), parity)
-
-
-def run_graph(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Run a file once in ONNX Runtime, on one thread; inputs and outputs are in its order."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_inputs()]
-    outputs: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
-    return outputs
 
 
 @contextmanager

@@ -4,7 +4,9 @@ ONNX Runtime's own converter casts to float16 and back between neighbours that a
 that passed float16: here a value is cast once, where the two meet.
 """
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -13,9 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nas.values import Value
 from supernet.errors import ParityError
-from supernet.export import run_graph
 from supernet.graph_regions import attention_weights, decoding
-from supernet.token_choice import disorder, with_given_orders, with_orders
+from supernet.onnx_session import run_graph
+from supernet.postprocess import MIN_SCORE
+from supernet.token_choice import PASSED_OVER, passed_over, with_given_orders, with_orders
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
@@ -38,6 +41,13 @@ class Float16Parity(Value):
         box_tolerance: largest one allowed.
         score: largest difference between scores.
         score_tolerance: largest one allowed.
+        best_score: highest score of the float32 file.
+        detections: `unproven` where it is not above the threshold of detections (0.05): a file that sees nothing at all
+            would have passed.
+        token_choices: places where the float32 file was given this one's choice of tokens.
+        token_excess: most attention that a token left out there received beyond one kept, over the most that any
+            received; None without such a place.
+        token_tolerance: the most allowed.
     """
 
     images: str
@@ -45,10 +55,25 @@ class Float16Parity(Value):
     box_tolerance: float
     score: float
     score_tolerance: float
+    best_score: float
+    detections: Literal["compared", "unproven"]
+    token_choices: int
+    token_excess: float | None
+    token_tolerance: float
 
 
-ORDER_TOLERANCE = 0.02
-"""Largest share of the most attention by which a token may have received more than one that was preferred to it."""
+TOKEN_TOLERANCE = 0.02
+"""Largest share of the most attention by which a token left out may have received more than one that was kept."""
+
+
+_TOKENS = PASSED_OVER.format(reference="the float32 file's reckoning")
+_BOX = (
+    "the largest distance of a corner from the float32 file's, over the larger side of its box "
+    f"(at least {SMALL_PX:g} px),"
+)
+_SCORE = "the largest difference of a score from the float32 file's"
+_COARSE = "float16 is too coarse for this detector: look for exploding activations, or export without fp16"
+_OVERFLOW = f"Weights or maps pass {np.finfo(np.float16).max:g}, the largest float16: export without fp16"
 
 
 def compare_float16(
@@ -63,16 +88,36 @@ def compare_float16(
     """
     told, _ = with_orders(half)
     other_boxes, other_scores, *orders = run_graph(told, [images])
-    boxes, scores, *received = run_graph(with_given_orders(whole), [images, *orders])
-    excess = max(map(disorder, received, orders), default=0.0)
+    given, kept = with_given_orders(whole)
+    boxes, scores, *received = run_graph(given, [images, *orders])
+    excess = max(map(passed_over, received, orders, kept), default=None)
     box = float((np.abs(boxes - other_boxes) / np.maximum(_larger_side(boxes), SMALL_PX)).max())
-    score = float(np.abs(scores - other_scores).max())
-    for difference, tolerance in ((excess, ORDER_TOLERANCE), (box, BOX_TOLERANCE), (score, SCORE_TOLERANCE)):
-        if not difference <= tolerance:  # NaN is no parity either
-            raise ParityError(label=label, max_abs_diff=difference, tolerance=tolerance)
+    score, best_score = float(np.abs(scores - other_scores).max()), float(scores.max())
+    judged = (_Judged(_TOKENS, excess or 0.0, TOKEN_TOLERANCE), _Judged(_BOX, box, BOX_TOLERANCE),
+              _Judged(_SCORE, score, SCORE_TOLERANCE))  # fmt: skip
+    # NaN is no parity either, and told first: it makes every choice of tokens a wrong one.
+    for quantity, found, tolerance in sorted(judged, key=lambda one: not math.isnan(one.found)):
+        if not found <= tolerance:
+            advice = _COARSE if math.isfinite(found) else _OVERFLOW
+            raise ParityError(label=label, quantity=quantity, found=found, tolerance=tolerance, advice=advice)
     return Float16Parity(
-        images=described, box=box, box_tolerance=BOX_TOLERANCE, score=score, score_tolerance=SCORE_TOLERANCE
+        images=described,
+        box=box,
+        box_tolerance=BOX_TOLERANCE,
+        score=score,
+        score_tolerance=SCORE_TOLERANCE,
+        best_score=best_score,
+        detections="compared" if best_score > MIN_SCORE else "unproven",
+        token_choices=len(orders),
+        token_excess=excess,
+        token_tolerance=TOKEN_TOLERANCE,
     )
+
+
+class _Judged(NamedTuple):
+    quantity: str
+    found: float
+    tolerance: float
 
 
 def _larger_side(boxes: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,10 +10,10 @@ import torch
 
 from supernet.checkpoint import load_detector
 from supernet.errors import BadCheckpoint
-from supernet.evaluation import Predictor, filled
 from supernet.fusing import fuse
 from supernet.manifest import NAME, Precision, manifest_of, read_manifest
-from supernet.postprocess import Floats
+from supernet.onnx_session import open_session, predictor
+from supernet.postprocess import Floats, Predictor
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def _load_checkpoint(path: Path) -> LoadedDetector:
-    detector, header = load_detector(path)
+    detector, header, _ = load_detector(path)
     deployed = fuse(detector)
 
     @torch.no_grad()
@@ -87,23 +87,15 @@ def _load_checkpoint(path: Path) -> LoadedDetector:
 
 
 def _load_onnx(path: Path, threads: int) -> LoadedDetector:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     try:
-        content = path.read_bytes()
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = open_session(path.read_bytes(), threads=threads)
     except Exception as error:
         # The runtime has a dozen classes for a file that is none.
         raise BadCheckpoint(path, f"ONNX Runtime cannot load it ({' '.join(str(error).split())[:200]})") from error
     (batch, image), classes = _signature(path, session)
     manifest = manifest_of(path)
-
-    def predict(images: Floats) -> tuple[Floats, Floats]:
-        boxes, scores = session.run(["boxes", "scores"], {"images": filled(images, batch)})
-        return boxes[: len(images)], scores[: len(images)]
-
     names, ids = (None, None) if manifest is None else (manifest.classes, manifest.category_ids)
-    return LoadedDetector(path, image, batch, classes, names, ids, predict)
+    return LoadedDetector(path, image, batch, classes, names, ids, predictor(session))
 
 
 def _signature(path: Path, session: onnxruntime.InferenceSession) -> tuple[tuple[int, tuple[int, int]], int]:

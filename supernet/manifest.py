@@ -8,7 +8,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from nas.blocks import Activation, Layout
 from nas.config import Config
+from nas.runtime_profile import RuntimeProfile
 from nas.space import SearchSpace
 from nas.values import Value
 from supernet.errors import BadManifest
@@ -84,7 +86,8 @@ class ExportedFile(Value):
         precision: of its weights and maps.
         bytes: its size.
         sha256: its content hash.
-        parity: comparison of its outputs with PyTorch's (fp32), or with the fp32 file's (fp16); int8 is judged by AP.
+        parity: comparison of its outputs with PyTorch's (fp32), or with the fp32 file's (fp16); int8 is compared with
+            nothing but its AP, once its outputs are finite on the calibration images.
         calibration: of an int8 file.
         accuracy: whether the next two were measured.
         evaluation: of this file, on the held-out split.
@@ -113,6 +116,9 @@ class Manifest(Value):
         config_id: identity of the config.
         space: the search space of the config.
         config: the architecture.
+        profile: the runtime profile whose layout was asked for; None for that of the space.
+        layout: that Linears work in, in the graphs of these files; the space says in which they were trained.
+        activation: of the weights; a profile that usually has another does not change it.
         classes: names, in the order of the scores.
         category_ids: the id of each class in the data set.
         opset: ONNX operator set.
@@ -133,6 +139,9 @@ class Manifest(Value):
     config_id: str
     space: SearchSpace
     config: Config
+    profile: RuntimeProfile | None
+    layout: Layout
+    activation: Activation
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     opset: int

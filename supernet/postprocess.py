@@ -3,6 +3,7 @@
 Uniform matching makes up to 8 positives per object, so duplicates have to be removed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
+
+Predictor = Callable[[Floats], tuple[Floats, Floats]]
+"""Takes images (B, 3, H, W), RGB in [0, 1]; gives boxes (B, N, 4) in input pixels and scores (B, N, classes)."""
 
 MIN_SCORE = 0.05
 MAX_CANDIDATES = 1000

@@ -12,7 +12,7 @@ from nas.blocks import Activation
 from supernet.checkpoint import BACKBONE, DETECTOR, DetectorHeader, Origin, load_any_run, tensors_below
 from supernet.detector import HeatDETR, module_key
 from supernet.errors import NothingInCommon
-from supernet.files import file_sha256, write_whole
+from supernet.files import write_whole
 
 REPORT_NAME = "init.json"
 """In the folder of a run: the names behind the numbers of its `Origin`."""
@@ -64,7 +64,7 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
         BadCheckpoint: the file holds neither a backbone nor a detector.
         NothingInCommon: no convolution, Linear or position table fits.
     """
-    tensors, header = load_any_run(path)
+    tensors, header, sha256 = load_any_run(path)
     is_detector = isinstance(header, DetectorHeader)
     found = _learned(tensors_below(DETECTOR if is_detector else BACKBONE, tensors))
     own = _learned(detector.state_dict())
@@ -86,7 +86,7 @@ def start_from(path: Path, detector: HeatDETR, *, classes: tuple[str, ...]) -> T
     missing, left_over = own.keys() - found.keys(), found.keys() - own.keys()
     origin = Origin(
         file=path.name,
-        sha256=file_sha256(path),
+        sha256=sha256,
         taken=len(taken),
         unfit=len(unfit),
         missing=len(missing),

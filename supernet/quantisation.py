@@ -17,12 +17,16 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from pydantic import Field
 
 from nas.values import Value
 from supernet.dataset import CocoDataset
-from supernet.evaluation import Progress, evaluate_onnx, filled, images_to_floats
+from supernet.errors import NotFinite
+from supernet.evaluation import Progress, evaluate, images_to_floats
+from supernet.faults import counted
 from supernet.graph_regions import attention_weights, decoding, head_convolutions
-from supernet.postprocess import Floats
+from supernet.onnx_session import batch_of, filled, open_session, predictor
+from supernet.postprocess import Floats, Predictor
 
 QUANTISED = ("Conv", "MatMul", "Gemm")
 
@@ -49,6 +53,7 @@ class Calibration(Value):
         images: how many.
         method: how a range is chosen from the values seen: that which kept most AP on these very images.
         ap: on these images, by method tried.
+        left_out: bad entries of the split, counted by kind, that were left out or clipped before images were taken.
     """
 
     data: str
@@ -56,6 +61,7 @@ class Calibration(Value):
     images: int
     method: str
     ap: dict[str, float | None]
+    left_out: dict[str, int] = Field(default_factory=dict)
 
 
 def quantise(
@@ -70,6 +76,9 @@ def quantise(
         data: images to calibrate on, at the size of its input.
         threads: of ONNX Runtime, for the scores.
         tell: follows the steps.
+
+    Raises:
+        NotFinite: a file gives what is no number on these images.
     """
     tried = [_tried(content, data, method, threads, tell) for method in Method]
     best = max(tried, key=lambda one: -1.0 if one.ap is None else one.ap)
@@ -79,6 +88,7 @@ def quantise(
         images=len(data),
         method=best.method,
         ap={one.method: one.ap for one in tried},
+        left_out=counted(data.left_out),
     )
 
 
@@ -90,8 +100,23 @@ class _Tried(NamedTuple):
 
 def _tried(content: bytes, data: CocoDataset, method: Method, threads: int, tell: Tell) -> _Tried:
     quantised = _quantise(content, data, method, tell(f"calibrating, {method}"))
+    session = open_session(quantised, threads=threads)
+    images = f"the calibration images of {data.folder}/{data.split}"
+    predict = _finite(predictor(session), NotFinite(ranges=method, images=images))
     scoring = tell(f"scoring {method} on the calibration images")
-    return _Tried(method, quantised, evaluate_onnx(quantised, data, threads=threads, progress=scoring).ap)
+    return _Tried(method, quantised, evaluate(predict, data, batch=batch_of(session), progress=scoring).ap)
+
+
+def _finite(predict: Predictor, error: NotFinite) -> Predictor:
+    """Have predictions that are no finite numbers refused: AP would take them for boxes that hit nothing."""
+
+    def checked(images: Floats) -> tuple[Floats, Floats]:
+        boxes, scores = predict(images)
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise error
+        return boxes, scores
+
+    return checked
 
 
 def _quantise(content: bytes, data: CocoDataset, method: Method, progress: Progress) -> bytes:

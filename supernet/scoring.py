@@ -10,28 +10,6 @@ from supernet.loaded import LoadedDetector, load, torch_threads
 from supernet.speed import Clock, Speed, measure_speed
 
 
-def score_file(
-    path: Path,
-    folder: Path,
-    split: str,
-    *,
-    threads: int = 1,
-    drop_bad: bool = False,
-    progress: Progress = lambda *_: None,
-) -> Evaluation:
-    """Score the detector in a `.safetensors` checkpoint, in PyTorch, or in an `.onnx` file, in ONNX Runtime.
-
-    With `drop_bad`, the score is taken without the bad entries of the split.
-
-    Raises:
-        BadCheckpoint: the file is none of the two, or its classes are not those of the data.
-        BadManifest: the manifest beside an ONNX file speaks of another one.
-        BadDataset: the split cannot be used.
-    """
-    detector = load(path, threads=threads)
-    return _score(detector, _split_for(detector, folder, split, drop_bad=drop_bad), threads, progress)
-
-
 def score_and_time(
     path: Path,
     folder: Path,
@@ -42,7 +20,10 @@ def score_and_time(
     drop_bad: bool = False,
     progress: Progress = lambda *_: None,
 ) -> tuple[Evaluation, Speed]:
-    """Score a detector as `score_file` does, then time it on the images just scored; `clock` counts nanoseconds.
+    """Score the detector in a `.safetensors` checkpoint, in PyTorch, or in an `.onnx` file, in ONNX Runtime; time it.
+
+    It is timed on the images just scored; `clock` counts nanoseconds. With `drop_bad`, both are without the bad entries
+    of the split.
 
     Raises:
         BadCheckpoint: the file is none of the two, or its classes are not those of the data.
@@ -81,6 +62,6 @@ def _score(detector: LoadedDetector, data: CocoDataset, threads: int, progress: 
     """Score a checkpoint in its training form, as training does; a file that is deployed as it is."""
     if detector.path.suffix == ".onnx":
         return evaluate(detector.predict, data, batch=detector.batch, progress=progress)
-    trained, _ = load_detector(detector.path)
+    trained = load_detector(detector.path).detector
     with torch_threads(threads):
         return evaluate_module(trained, trained.head.anchors, data, progress=progress)

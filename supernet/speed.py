@@ -62,6 +62,8 @@ def measure_speed(
 ) -> Speed:
     """Time a detector on images of a split as they are on disk, spread evenly; reading and decoding files is left out.
 
+    A split with fewer images than a batch is repeated until there is one: every image counted is one worked on.
+
     Args:
         detector: loaded with `threads`.
         data: the split.
@@ -70,8 +72,11 @@ def measure_speed(
         most: runs at most.
     """
     chosen = spread_evenly(len(data), most * detector.batch)
-    chosen = chosen[: len(chosen) // detector.batch * detector.batch] or chosen  # full batches, where there is one
-    groups = [chosen[start : start + detector.batch] for start in range(0, len(chosen), detector.batch)]
+    full = max(1, len(chosen) // detector.batch)
+    groups = [
+        [chosen[place % len(chosen)] for place in range(start, start + detector.batch)]
+        for start in range(0, full * detector.batch, detector.batch)
+    ]
     for _ in range(WARMUP_RUNS):
         _run(detector, [data.original(index) for index in groups[0]], clock)
     times = [_run(detector, [data.original(index) for index in group], clock) for group in groups]

@@ -83,7 +83,7 @@ def measure_ours(
     fitted = once.model_copy(update={"epochs": epochs})
     trained, minutes = train_ours(space, config, data, out / f"ours-{config.id}-{fitted.id}", fitted)
     minutes -= trained.rows[-1].evaluation_seconds / 60
-    detector, _ = load_detector(trained.last)
+    detector = load_detector(trained.last).detector
     found = evaluate_module(detector, detector.head.anchors, data.held_out)
     params = sum(weight.numel() for weight in detector.parameters()) / 1e6
     name = f"{space.name} {arguments.config}, stride {config.prediction_stride}"

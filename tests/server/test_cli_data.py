@@ -93,7 +93,7 @@ def test_a_training_without_bad_entries_says_so_and_writes_it_down(spoilt: Path,
     )
     assert val == "bad entries of val: 1 x box partly outside its image (clipped)"
     assert what.endswith("on 3 images, epochs: 1; 2 held out")
-    _, header = load_detector(tmp_path / "run" / "last.safetensors")
+    header = load_detector(tmp_path / "run" / "last.safetensors").header
     assert header.left_out == {"image file unreadable": 1, "box empty": 1}
     assert header.metrics is not None
     assert header.metrics["left_out"] == {"box partly outside its image": 1}

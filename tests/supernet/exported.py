@@ -41,7 +41,9 @@ def bold_graph() -> ExportedGraph:
     return export_detector(bold_detector())
 
 
-def bold_checkpoint(path: Path) -> Path:
+def bold_checkpoint(path: Path, *, bias: float = 0.0) -> Path:
+    detector = bold_detector()
+    torch.nn.init.constant_(detector.head.classify.bias, bias)
     header = DetectorHeader(
         space=TINY,
         config=TINY.largest(),
@@ -54,5 +56,5 @@ def bold_checkpoint(path: Path) -> Path:
         epoch=1,
         step=1,
     )
-    save_checkpoint(path, named_tensors(DETECTOR, bold_detector()), header)
+    save_checkpoint(path, named_tensors(DETECTOR, detector), header)
     return path

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -5,8 +6,11 @@ import torch
 from safetensors.torch import save_file
 
 from supernet.checkpoint import (
+    DETECTOR,
     Header,
+    load_any_run,
     load_checkpoint,
+    load_detector,
     load_supernet,
     optimiser_tensors,
     restore_optimiser,
@@ -15,6 +19,7 @@ from supernet.checkpoint import (
 )
 from supernet.errors import BadCheckpoint
 from supernet.training import fresh_supernet
+from tests.supernet.exported import bold_checkpoint
 from tests.supernet.tiny_space import TINY
 
 HEADER = Header(space=TINY, settings={"steps": 3}, data="shapes", data_sha256="0" * 64, step=2)
@@ -112,3 +117,14 @@ def test_tensors_of_another_space_are_refused(tmp_path: Path) -> None:
     save_checkpoint(path, tensors, HEADER)
     with pytest.raises(BadCheckpoint, match="its tensors do not fit its search space"):
         load_supernet(path)
+
+
+def test_the_hash_is_of_the_bytes_that_were_loaded_even_if_a_training_replaces_the_file(tmp_path: Path) -> None:
+    path = bold_checkpoint(tmp_path / "best.safetensors")
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    loaded = load_detector(path)
+    found = load_any_run(path)
+    path.write_bytes(b"the next epoch")
+    assert (loaded.sha256, found.sha256) == (before, before)
+    weights = loaded.detector.state_dict()
+    assert all(torch.equal(tensor, weights[name.removeprefix(DETECTOR)]) for name, tensor in found.tensors.items())

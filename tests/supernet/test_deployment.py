@@ -3,8 +3,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from nas.runtime_profile import RuntimeProfile
 from supernet.deployment import Measuring, deploy
 from supernet.errors import BadCheckpoint, BadManifest
 from supernet.loaded import load
@@ -77,6 +79,23 @@ def test_without_data_the_cost_is_unmeasured_and_files_of_before_are_gone(root: 
         "manifest.json", "model.fp16.onnx", "model.onnx", "notes.txt",
     ]  # fmt: skip
     assert manifest.preprocessing.shape == (2, 3, 64, 64)
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_graph_laid_out_for_another_runtime_sees_the_same(root: Path, exported: Manifest, tmp_path: Path) -> None:
+    found = deploy(root / "best.safetensors", tmp_path, version="1", profile=RuntimeProfile.CUDA)
+    assert (found.profile, found.layout, found.activation) == ("cuda", "spatial", "relu")
+    assert (exported.profile, exported.layout) == (None, "tokens")
+    assert (found.space_id, found.config_id) == (exported.space_id, exported.config_id)
+    kinds = [
+        {node.op_type for node in onnx.load(folder / "model.onnx").graph.node} for folder in (tmp_path, root / "all")
+    ]
+    assert ["Gemm" in found for found in kinds] == [False, True]
+    images = np.random.default_rng(1).random((1, 3, 64, 64), dtype=np.float32)
+    for one, two in zip(load(tmp_path).predict(images), load(root / "all").predict(images), strict=True):
+        assert np.abs(one - two).max() <= 1e-4 * max(1, np.abs(two).max())
+    deploy(root / "best.safetensors", tmp_path, version="1", profile=RuntimeProfile.CPU)
+    assert (tmp_path / "model.onnx").read_bytes() == (root / "all" / "model.onnx").read_bytes()
 
 
 @pytest.mark.usefixtures("exported")

@@ -86,7 +86,7 @@ def test_the_curves_are_kept_as_csv_picture_and_events(whole: TrainedDetector) -
 
 
 def test_the_file_is_the_detector_that_was_judged(whole: TrainedDetector, data: Path) -> None:
-    detector, header = load_detector(whole.last)
+    detector, header, _ = load_detector(whole.last)
     assert not detector.training
     assert (header.config, header.space) == (CONFIG, TINY)
     assert header.classes == ("disc", "ring", "cross")

@@ -4,8 +4,9 @@ import pytest
 from onnx import numpy_helper
 
 from supernet.dataset import CocoDataset
-from supernet.export import run_graph
-from supernet.graph_regions import head_convolutions
+from supernet.errors import NotFinite
+from supernet.graph_regions import decoding, head_convolutions
+from supernet.onnx_session import run_graph
 from supernet.quantisation import Calibration, Method, quantise
 from tests.supernet.exported import bold_graph
 from tests.supernet.tiny_space import tiny_data
@@ -68,3 +69,17 @@ def test_nothing_is_printed_and_every_image_is_told(images: CocoDataset, capsys:
     assert capsys.readouterr() == ("", "")
     assert len(told) == 4  # two ways, calibrated and scored
     assert {steps[-1] for steps in told.values()} == {(4, 4)}
+
+
+def test_a_file_that_gives_what_is_no_number_is_refused(images: CocoDataset) -> None:
+    """AP takes such boxes for misses, and would say 0 at most."""
+    model = onnx.load_from_string(bold_graph().onnx)
+    read = {name for node in model.graph.node if node.name in decoding(model.graph) for name in node.input}
+    anchors = max((tensor for tensor in model.graph.initializer if tensor.name in read), key=lambda t: len(t.raw_data))
+    anchors.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(anchors) * np.float32(np.nan), anchors.name))
+    refusal = (
+        r"^the int8 file \(ranges: least and greatest value over all images\) is not kept: on the calibration images "
+        r"of .*data/train it gives boxes or scores that are no finite numbers\. Calibrate on other images"
+    )
+    with pytest.raises(NotFinite, match=refusal):
+        quantise(model.SerializeToString(), images)

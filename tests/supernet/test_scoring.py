@@ -13,9 +13,10 @@ from supernet.deployment import deploy
 from supernet.detection import detect_objects
 from supernet.detector_training import TrainedDetector, train_detector
 from supernet.errors import BadCheckpoint
+from supernet.evaluation import Evaluation
 from supernet.export import export_detector
 from supernet.loaded import load
-from supernet.scoring import score_and_time, score_file
+from supernet.scoring import score_and_time
 from tests.supernet.exported import CLASSES, bold_checkpoint
 from tests.supernet.tiny_space import TINY, tiny_data
 from tests.supernet.trainings import RECIPE, splits
@@ -31,16 +32,20 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedDete
     return train_detector(TINY, TINY.largest(), splits(data), tmp_path_factory.mktemp("run"), recipe=RECIPE)
 
 
+def scored(path: Path, folder: Path) -> Evaluation:
+    return score_and_time(path, folder, "val", clock=time.perf_counter_ns)[0]
+
+
 def test_a_checkpoint_and_its_onnx_file_score_alike(data: Path, trained: TrainedDetector, tmp_path: Path) -> None:
-    detector, header = load_detector(trained.last)
+    detector, header, _ = load_detector(trained.last)
     with torch.no_grad():
         detector.head.classify.bias.fill_(0.0)  # scores of a short training are all below the threshold otherwise
     path = tmp_path / "model.onnx"
     path.write_bytes(export_detector(detector).onnx)
-    file = score_file(path, data, "val")
+    file = scored(path, data)
     assert file.detections > 0
     assert file.images == 4
-    twin = score_file(trained.last, data, "val")
+    twin = scored(trained.last, data)
     assert header.metrics is not None
     assert (twin.ap, twin.data_sha256) == (header.metrics["ap"], file.data_sha256)
 
@@ -56,7 +61,7 @@ def test_a_checkpoint_and_its_onnx_file_score_alike(data: Path, trained: Trained
 def test_other_files_are_refused(data: Path, tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadCheckpoint, match=message):
-        score_file(tmp_path / name, data, "val")
+        scored(tmp_path / name, data)
 
 
 def test_a_graph_that_is_no_detector_is_refused(data: Path, tmp_path: Path) -> None:
@@ -66,7 +71,7 @@ def test_a_graph_that_is_no_detector_is_refused(data: Path, tmp_path: Path) -> N
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "relu.onnx")
     with pytest.raises(BadCheckpoint, match=r"it takes images of \(1, 3, 8, 8\) and gives \['y'\]: not a detector"):
-        score_file(tmp_path / "relu.onnx", data, "val")
+        scored(tmp_path / "relu.onnx", data)
 
 
 def test_data_with_other_classes_are_refused(data: Path, trained: TrainedDetector, tmp_path: Path) -> None:
@@ -76,7 +81,7 @@ def test_data_with_other_classes_are_refused(data: Path, trained: TrainedDetecto
     text = (data / "annotations" / "val.json").read_text().replace('"ring"', '"torus"')
     (other / "annotations" / "val.json").write_text(text)
     with pytest.raises(BadCheckpoint, match=r"it tells disc, ring, cross apart, .* has disc, torus, cross"):
-        score_file(trained.last, other, "val")
+        scored(trained.last, other)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +111,8 @@ def _moved(box: tuple[float, float, float, float], *, by: int) -> list[float] | 
 
 
 def test_torch_and_onnx_give_the_same_ap_within_a_tenth_of_a_point(seen: Path) -> None:
-    twin = score_file(seen / "best.safetensors", seen / "data", "val")
-    file = score_file(seen / "exported", seen / "data", "val")
+    twin = scored(seen / "best.safetensors", seen / "data")
+    file = scored(seen / "exported", seen / "data")
     assert file.detections == twin.detections > 40
     for name in ("ap", "ap50", "ap75"):
         assert 0.05 < getattr(twin, name) < 0.95  # neither blind nor perfect: a difference would show
@@ -115,13 +120,13 @@ def test_torch_and_onnx_give_the_same_ap_within_a_tenth_of_a_point(seen: Path) -
 
 
 def test_a_file_that_reads_blue_for_red_would_not_pass_for_the_same(seen: Path, tmp_path: Path) -> None:
-    twin = score_file(seen / "best.safetensors", seen / "data", "val")
+    twin = scored(seen / "best.safetensors", seen / "data")
     model = onnx.load(seen / "exported" / "model.onnx")
     first = next(node for node in model.graph.node if "images" in node.input)
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == first.input[1])
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[:, ::-1].copy(), weight.name))
     onnx.save(model, tmp_path / "swapped.onnx")
-    swapped = score_file(tmp_path / "swapped.onnx", seen / "data", "val")
+    swapped = scored(tmp_path / "swapped.onnx", seen / "data")
     assert swapped.ap is not None
     assert twin.ap is not None
     assert abs(swapped.ap - twin.ap) > 1e-2
@@ -129,14 +134,14 @@ def test_a_file_that_reads_blue_for_red_would_not_pass_for_the_same(seen: Path, 
 
 def test_a_file_without_a_manifest_is_scored_if_it_tells_as_many_classes_apart(seen: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes((seen / "exported" / "model.onnx").read_bytes())
-    assert score_file(tmp_path / "model.onnx", seen / "data", "val").images == 4
+    assert scored(tmp_path / "model.onnx", seen / "data").images == 4
     truth = json.loads((seen / "data" / "annotations" / "val.json").read_text())
     truth["categories"].append({"id": 9, "name": "square"})
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "val.json").write_text(json.dumps(truth))
     (tmp_path / "val").symlink_to(seen / "data" / "val")
     with pytest.raises(BadCheckpoint, match=r"it tells 3 classes apart, .* has 4"):
-        score_file(tmp_path / "model.onnx", tmp_path, "val")
+        scored(tmp_path / "model.onnx", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", "exported"])

@@ -56,3 +56,11 @@ def test_a_batch_counts_all_its_images(held_out: CocoDataset) -> None:
 
 def test_no_more_runs_than_asked_for(held_out: CocoDataset) -> None:
     assert measure_speed(detector(1, []), held_out, threads=1, clock=ticking(1, 1, 1), most=2).runs == 2
+
+
+def test_a_split_smaller_than_a_batch_is_repeated_so_that_only_images_worked_on_count(held_out: CocoDataset) -> None:
+    seen: list[tuple[int, ...]] = []
+    found = measure_speed(detector(6, seen), held_out, threads=1, clock=ticking(1_000_000, 20_000_000, 10_000_000))
+    assert (len(held_out), found.runs, found.batch) == (4, 1, 6)
+    assert set(seen) == {(6, 3, 32, 32)}  # else post-processing would be timed on 4 and counted for 6
+    assert (found.graph_fps, found.detection_fps) == (300, 200)
