@@ -165,6 +165,7 @@ class Curves(Generic[R]):
 def draw(rows: Sequence[R], chart: Chart[R], path: Path) -> None:
     """Draw the rows over the epochs into a PNG."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second to import
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     for axes, panel in zip(figure.subplots(2, 1, sharex=True), (chart.above, chart.below), strict=True):
@@ -178,6 +179,7 @@ def draw(rows: Sequence[R], chart: Chart[R], path: Path) -> None:
         if axes.lines:
             axes.legend()
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     write_whole(path, picture.getvalue())
