@@ -19,7 +19,7 @@ from server.cli_training_options import (
     OutOption,
     PrecisionOption,
     WorkersOption,
-    given,
+    adjusted,
 )
 
 
@@ -89,19 +89,16 @@ def train(
     from supernet.processes import joined  # noqa: PLC0415
     from supernet.recipe import named_recipe  # noqa: PLC0415
 
-    named = named_recipe(recipe)
-    chosen_recipe = named.lasting(epochs or named.epochs).model_copy(
-        update=given(
-            {
-                "batch": batch,
-                "micro_batch": micro_batch,
-                "learning_rate": learning_rate,
-                "ema": ema,
-                "drop_path": drop_path,
-                "precision": precision,
-                "seed": seed,
-            }
-        )
+    chosen_recipe = adjusted(
+        named_recipe(recipe),
+        epochs=epochs,
+        batch=batch,
+        micro_batch=micro_batch,
+        learning_rate=learning_rate,
+        ema=ema,
+        drop_path=drop_path,
+        precision=precision,
+        seed=seed,
     )
     training = CocoDataset(data, "train", image=None, drop_bad=drop_bad)
     chosen_space, chosen = choose(config, space, input_size(image), stride=stride, classes=len(training.classes))

@@ -18,7 +18,7 @@ from server.cli_training_options import (
     OutOption,
     PrecisionOption,
     WorkersOption,
-    given,
+    adjusted,
 )
 
 HELD_OUT = 0.1
@@ -89,19 +89,16 @@ def pretrain(
 
     if held_out is not None and (images / "val").is_dir():
         fail(f"--held-out {held_out:g}: {images} has a folder val of its own; leave the option out")
-    named = named_pretrain_recipe(recipe)
-    chosen_recipe = named.lasting(epochs or named.epochs).model_copy(
-        update=given(
-            {
-                "batch": batch,
-                "micro_batch": micro_batch,
-                "learning_rate": learning_rate,
-                "ema": ema,
-                "drop_path": drop_path,
-                "precision": precision,
-                "seed": seed,
-            }
-        )
+    chosen_recipe = adjusted(
+        named_pretrain_recipe(recipe),
+        epochs=epochs,
+        batch=batch,
+        micro_batch=micro_batch,
+        learning_rate=learning_rate,
+        ema=ema,
+        drop_path=drop_path,
+        precision=precision,
+        seed=seed,
     )
     data = open_image_folder(images, held_out=held_out or HELD_OUT, seed=seed)
     train, judged = data

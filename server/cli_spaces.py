@@ -15,8 +15,8 @@ def spaces() -> None:
     """
     from nas.blocks import Layout  # noqa: PLC0415
     from nas.macs import gmacs  # noqa: PLC0415
+    from nas.named import SPACE_NAMES, named_space  # noqa: PLC0415
     from nas.runtime_profile import RuntimeProfile  # noqa: PLC0415
-    from nas.space import SPACE_NAMES, named_space  # noqa: PLC0415
     from server.console import table  # noqa: PLC0415
 
     rows = []
@@ -43,8 +43,7 @@ def macs(*, space: SpaceOption = "heatdetr") -> None:
     Example: `heatnas macs`
     """
     from nas.conventions import Convention, gmacs_by, parameters_m  # noqa: PLC0415
-    from nas.named import CONFIG_NAMES, PAPER_GFLOPS, named_config  # noqa: PLC0415
-    from nas.space import named_space  # noqa: PLC0415
+    from nas.named import CONFIG_NAMES, PAPER_GFLOPS, named_config, named_space  # noqa: PLC0415
     from server.console import table  # noqa: PLC0415
 
     found = named_space(space, classes=80)

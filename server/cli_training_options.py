@@ -1,10 +1,14 @@
 """Options that `heatnas train` and `heatnas pretrain` share, and how they change a recipe."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from supernet.recipe import RunRecipe
+
+R = TypeVar("R", bound="RunRecipe")
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted run in it goes on.")]
 EpochsOption = Annotated[
@@ -61,6 +65,7 @@ PrecisionOption = Annotated[
 WorkersOption = Annotated[int, typer.Option(min=0, help="Child processes that read and change images.")]
 
 
-def given(changes: Mapping[str, object]) -> dict[str, object]:
-    """Return the fields of a recipe that were given; the others stay as the recipe has them."""
-    return {name: value for name, value in changes.items() if value is not None}
+def adjusted(recipe: R, *, epochs: int | None, **changes: object) -> R:
+    """Return the recipe with what was given; fields that are None stay as the recipe has them."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return recipe.lasting(epochs or recipe.epochs).model_copy(update=given)

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from nas.config import Config
 from nas.errors import InvalidConfig
-from nas.named import CONFIG_NAMES, named_config
-from nas.space import SearchSpace, named_space
+from nas.named import CONFIG_NAMES, named_config, named_space
+from nas.space import SearchSpace
 
 
 def choose(

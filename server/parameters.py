@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from nas.space import SPACE_HELP
+from nas.named import SPACE_HELP
 from profiler.wire import Execution, Name, Text
 
 Solver = Literal["thin_all_stages", "thin_paper", "exact"]

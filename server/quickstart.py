@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from nas.importance import Importance
-from nas.space import named_space
+from nas.named import named_space
 from server.client import Client, ClientError, Job, JobKind, JobNotSucceeded, RequestRefused
 from server.console import JobTeller, duration, table
 from server.local_stack import STOP_SIGNALS, LocalStack, LocalStackError

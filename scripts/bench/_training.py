@@ -1,15 +1,18 @@
-"""What the benchmarks that train share: data, a schedule that fits a time, and a run of one of our detectors."""
+"""What the benchmarks that train share: options, data, a schedule that fits a time, a run of one of our detectors."""
 
+import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from _common import note
+from _common import command_line, note
 
 from nas.config import Config
 from nas.space import SearchSpace
+from server.cli_options import input_size
+from server.detectors import choose
 from supernet.curves import Row
 from supernet.dataset import CocoDataset
 from supernet.detector_training import Splits, TrainedDetector, train_detector
@@ -22,6 +25,26 @@ TRIAL_EPOCHS = 3
 """Epochs that a pace is taken from; the first is left out, it warms up."""
 
 
+def training_command_line(doc: str | None, *, minutes: float) -> argparse.ArgumentParser:
+    """Return a parser with what a benchmark that trains is asked: the data, our config, minutes and threads."""
+    parser = command_line(doc)
+    parser.add_argument("--data", type=Path, help="folder in COCO format; default: procedural shapes")
+    parser.add_argument("--space", default="heatdetr-edge", help="search space of ours")
+    parser.add_argument("--config", default="largest", help="ours: largest, smallest, or a config.json")
+    parser.add_argument("--image", default="320x320", help="input size")
+    parser.add_argument("--stride", type=int, help="of our prediction map; default: that of the config")
+    parser.add_argument("--minutes", type=float, default=minutes, help="a training takes at most so long")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="compute threads")
+    return parser
+
+
+def chosen_config(arguments: argparse.Namespace) -> tuple[SearchSpace, Config]:
+    """Return our config that was asked for, for the classes of the data."""
+    classes = 3 if arguments.data is None else len(CocoDataset(arguments.data, "train", image=None).classes)
+    size = input_size(arguments.image)
+    return choose(arguments.config, arguments.space, size, stride=arguments.stride, classes=classes)
+
+
 def open_splits(folder: Path | None, image: tuple[int, int], *, scratch: Path, seed: int) -> Splits:
     """Open a folder in COCO format, or procedural shapes where none is named."""
     if folder is None:
@@ -29,11 +52,6 @@ def open_splits(folder: Path | None, image: tuple[int, int], *, scratch: Path, s
     return Splits(
         folder.resolve().name, CocoDataset(folder, "train", image=None), CocoDataset(folder, "val", image=image)
     )
-
-
-def classes_of(folder: Path | None) -> int:
-    """Count the classes of a folder, or of the procedural shapes."""
-    return 3 if folder is None else len(CocoDataset(folder, "train", image=None).classes)
 
 
 def epochs_in(minutes: float, recipe: Recipe, train: Callable[[Recipe, Path], TrainedDetector]) -> int:
@@ -72,8 +90,3 @@ def train_ours(
 
     trained = train_detector(space, config, data, out, recipe=recipe, progress=progress, on_epoch=on_epoch)
     return trained, (time.monotonic() - began) / 60
-
-
-def use_threads(threads: int) -> None:
-    """Compute with so many threads."""
-    torch.set_num_threads(threads)

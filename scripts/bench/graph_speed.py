@@ -16,9 +16,8 @@ import torch
 from _common import Options, command_line, note, options, report
 
 from nas.macs import gmacs
-from nas.named import named_config
+from nas.named import named_config, named_space
 from nas.runtime_profile import RuntimeProfile
-from nas.space import named_space
 from profiler.caches import make_eviction
 from profiler.session import open_session
 from profiler.timing import measure_group

@@ -22,7 +22,8 @@ from nas.blocks import Kind
 from nas.config import Config
 from nas.importance import Importance
 from nas.macs import gmacs
-from nas.space import SPACE_HELP, SearchSpace, named_space
+from nas.named import SPACE_HELP, named_space
+from nas.space import SearchSpace
 from nas.thinning import best_path
 from supernet.batch_norm import reestimate_batch_norm
 from supernet.checkpoint import load_supernet

@@ -13,9 +13,8 @@ from importlib.util import find_spec
 from _common import command_line, note, options, report
 
 from nas.conventions import Convention, gmacs_by, parameters_m
-from nas.named import CONFIG_NAMES, PAPER_GFLOPS, named_config
+from nas.named import CONFIG_NAMES, PAPER_GFLOPS, named_config, named_space
 from nas.network import Structure
-from nas.space import named_space
 
 R_STAR = named_space("heatdetr", classes=80).structure
 

@@ -23,8 +23,9 @@ from scipy.stats import kendalltau
 
 from nas.config import Config
 from nas.latency import LatencyModel
+from nas.named import SPACE_HELP, named_space
 from nas.sampling import random_config
-from nas.space import SPACE_HELP, SearchSpace, named_space
+from nas.space import SearchSpace
 from profiler.caches import make_eviction
 from profiler.session import open_session
 from profiler.timing import measure_group

@@ -11,15 +11,14 @@ says for each, 30 by default.
 """
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import Options, command_line, note, options, report
-from _training import classes_of, epochs_in, open_splits, train_ours, use_threads
+from _common import Options, note, options, report
+from _training import chosen_config, epochs_in, open_splits, train_ours, training_command_line
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -28,8 +27,6 @@ from torch.utils._pytree import tree_map
 from nas.config import Config
 from nas.macs import gmacs
 from nas.space import SearchSpace
-from server.cli_options import input_size
-from server.detectors import choose
 from supernet.checkpoint import load_detector
 from supernet.detector_training import Splits
 from supernet.evaluation import Evaluation, evaluate_module, images_to_floats, score_detections
@@ -49,21 +46,14 @@ COLUMNS = ("network", "gmacs", "params_m", "epochs", "minutes", "ap", "ap50", "c
 
 def main() -> None:
     """Train both, score, print."""
-    parser = command_line(__doc__)
-    parser.add_argument("--data", type=Path, help="folder in COCO format; default: procedural shapes")
-    parser.add_argument("--space", default="heatdetr-edge", help="search space of ours")
-    parser.add_argument("--config", default="largest", help="ours: largest, smallest, or a config.json")
-    parser.add_argument("--image", default="320x320", help="input size of both")
-    parser.add_argument("--minutes", type=float, default=30.0, help="training of each")
+    parser = training_command_line(__doc__, minutes=30.0)
     parser.add_argument("--peer-rates", type=float, nargs="+", default=[8e-4], help="learning rates of the peer")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="compute threads")
     arguments = parser.parse_args()
     chosen = options(arguments)
     if chosen.quick:
         arguments.config, arguments.image, arguments.minutes = "smallest", "256x256", 0.3
-    use_threads(arguments.threads)
-    classes = classes_of(arguments.data)
-    space, config = choose(arguments.config, arguments.space, input_size(arguments.image), stride=None, classes=classes)
+    torch.set_num_threads(arguments.threads)
+    space, config = chosen_config(arguments)
     recipe = named_recipe("small").model_copy(update={"seed": chosen.seed})
     with tempfile.TemporaryDirectory() as scratch:
         data = open_splits(arguments.data, config.image, scratch=Path(scratch), seed=chosen.seed)

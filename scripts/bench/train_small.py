@@ -7,19 +7,17 @@ and into evaluation. Without `--data` on procedural shapes. Takes as long as `--
 """
 
 import argparse
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from _common import Options, command_line, note, options, report
-from _training import classes_of, epochs_in, open_splits, train_ours, use_threads
+import torch
+from _common import Options, note, options, report
+from _training import chosen_config, epochs_in, open_splits, train_ours, training_command_line
 
 from nas.config import Config
 from nas.macs import gmacs
 from nas.space import SearchSpace
-from server.cli_options import input_size
-from server.detectors import choose
 from supernet.detector_training import Splits
 from supernet.evaluation import Evaluation
 from supernet.recipe import named_recipe
@@ -27,26 +25,13 @@ from supernet.recipe import named_recipe
 
 def main() -> None:
     """Train, score, print."""
-    parser = command_line(__doc__)
-    parser.add_argument("--data", type=Path, help="folder in COCO format; default: procedural shapes")
-    parser.add_argument("--space", default="heatdetr-edge", help="search space")
-    parser.add_argument("--config", default="largest", help="largest, smallest, or a config.json")
-    parser.add_argument("--image", default="320x320", help="input size")
-    parser.add_argument("--stride", type=int, help="of the prediction map; default: that of the config")
-    parser.add_argument("--minutes", type=float, default=90.0, help="training takes at most so long")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="compute threads")
+    parser = training_command_line(__doc__, minutes=90.0)
     arguments = parser.parse_args()
     chosen = options(arguments)
     if chosen.quick:
         arguments.space, arguments.image, arguments.minutes = "heatdetr-nano", "192x192", 0.3
-    use_threads(arguments.threads)
-    space, config = choose(
-        arguments.config,
-        arguments.space,
-        input_size(arguments.image),
-        stride=arguments.stride,
-        classes=classes_of(arguments.data),
-    )
+    torch.set_num_threads(arguments.threads)
+    space, config = chosen_config(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         data = open_splits(arguments.data, config.image, scratch=Path(scratch), seed=chosen.seed)
         results = measure(arguments, chosen, space, config, data, chosen.out or Path(scratch))

@@ -8,8 +8,9 @@ import numpy as np
 from lookup_tables.calibration import Calibration, Point, Source, fit
 from nas.config import Config
 from nas.macs import gmacs, weights_mib
+from nas.named import named_space
 from nas.sampling import random_config
-from nas.space import SearchSpace, named_space
+from nas.space import SearchSpace
 from profiler.wire import Policy
 from server.campaign import measure
 from server.context import Context

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from nas.space import named_space
+from nas.named import named_space
 from server.context import Context
 from server.database import Supernet, writing
 from server.parameters import TrainParameters

@@ -12,7 +12,8 @@ from starlette.concurrency import run_in_threadpool
 
 from nas.budgets import Budget
 from nas.exact import fastest, unreachable
-from nas.space import SearchSpace, named_space
+from nas.named import named_space
+from nas.space import SearchSpace
 from profiler.wire import CONTROLS, Text
 from server.choosing import choose_table
 from server.database import Job, JobEvent, JobState

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 from sqlalchemy import select
 
 from lookup_tables.models import Device
-from nas.space import SPACE_NAMES, named_space
+from nas.named import SPACE_NAMES, named_space
 from profiler.wire import Text
 from server.database import reading
 from server.parameters import SPACE_DESCRIPTION

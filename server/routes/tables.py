@@ -11,7 +11,8 @@ from lookup_tables.coverage import coverage
 from lookup_tables.errors import UnknownCalibration
 from lookup_tables.exchange import export_csv, export_json, import_json
 from nas.blocks import Kind
-from nas.space import WIDTH_STEP, named_space
+from nas.named import named_space
+from nas.space import WIDTH_STEP
 from profiler.wire import Text
 from server.database import reading
 from server.parameters import SPACE_DESCRIPTION

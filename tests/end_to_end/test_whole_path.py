@@ -17,7 +17,7 @@ import pytest
 
 from nas.config import Config
 from nas.importance import Importance
-from nas.space import named_space
+from nas.named import named_space
 from server.client import Client, Job, RequestRefused
 from server.local_stack import LocalStack
 from server.run_report import feasible_range, latency_model

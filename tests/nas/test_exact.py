@@ -13,9 +13,10 @@ from nas.errors import BudgetUnreachable, InvalidConfig, MissingBlocks
 from nas.exact import fastest, front, optimum
 from nas.latency import LatencyModel
 from nas.macs import weights
+from nas.named import named_space
 from nas.quality import AdditiveScore
 from nas.sampling import random_config
-from nas.space import SearchSpace, named_space
+from nas.space import SearchSpace
 from tests.planted_space import Strides, every_config, every_walk, planted_importance, planted_latency, small_space
 
 

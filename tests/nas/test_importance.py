@@ -8,8 +8,9 @@ from nas.config import Config
 from nas.errors import InvalidConfig
 from nas.exact import front
 from nas.importance import Importance, StageLogits
+from nas.named import named_space
 from nas.quality import AdditiveScore
-from nas.space import SearchSpace, named_space
+from nas.space import SearchSpace
 from nas.thinning import best_path
 from tests.planted_space import PROVENANCE, planted_importance, planted_latency, small_space
 

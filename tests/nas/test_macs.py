@@ -4,9 +4,8 @@ from nas.blocks import GLOBAL_KINDS, Activation, Block, Kind, Upsample
 from nas.conventions import Convention, gmacs_by, parameters_m
 from nas.errors import InvalidConfig
 from nas.macs import shift_padding, windows
-from nas.named import CONFIG_NAMES, named_config
+from nas.named import CONFIG_NAMES, named_config, named_space
 from nas.network import Structure, tcm_width
-from nas.space import named_space
 
 SPACE = named_space("heatdetr", classes=80)
 TABLE_3 = [named_config(name, SPACE, image=SPACE.images[-1]) for name in CONFIG_NAMES]

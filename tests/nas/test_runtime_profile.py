@@ -6,9 +6,10 @@ from nas.budgets import Budget
 from nas.errors import UnknownSpace
 from nas.exact import optimum
 from nas.macs import macs, parameters, weights
+from nas.named import SPACE_HELP, SPACE_NAMES, named_space
 from nas.quality import AdditiveScore
 from nas.runtime_profile import RuntimeProfile, fitted
-from nas.space import SPACE_HELP, SPACE_NAMES, SearchSpace, named_space
+from nas.space import SearchSpace
 from tests.planted_space import every_config, planted_importance, planted_latency, small_space
 
 

@@ -12,9 +12,10 @@ from nas.blocks import Block, Kind
 from nas.config import Config
 from nas.errors import InvalidConfig, UnknownSpace
 from nas.macs import gmacs
+from nas.named import SPACE_NAMES, named_space
 from nas.network import Structure
 from nas.sampling import random_config
-from nas.space import SPACE_NAMES, Move, SearchSpace, StageChoices, named_space
+from nas.space import Move, SearchSpace, StageChoices
 from tests.planted_space import blocks_of, every_config, every_walk, small_space
 
 SPACES = {name: named_space(name, classes=3) for name in SPACE_NAMES} | {

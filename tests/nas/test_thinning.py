@@ -14,9 +14,10 @@ from nas.exact import fastest, optimum
 from nas.importance import Aggregate, Importance
 from nas.latency import LatencyModel
 from nas.macs import gmacs
+from nas.named import named_space
 from nas.network import Structure
 from nas.quality import AdditiveScore, Quality
-from nas.space import SearchSpace, StageChoices, named_space
+from nas.space import SearchSpace, StageChoices
 from nas.thinning import Stages, Step, Trail, best_path, thin
 from tests.planted_space import blocks_of, planted_importance, planted_latency, small_space
 

@@ -6,8 +6,9 @@ from nas.budgets import Budget
 from nas.config import Config
 from nas.exact import fastest, front
 from nas.importance import Importance
+from nas.named import named_space
 from nas.quality import AdditiveScore
-from nas.space import Move, SearchSpace, named_space
+from nas.space import Move, SearchSpace
 from nas.thinning import best_path, thin
 from nas.values import Value
 from tests.planted_space import planted_importance, planted_latency

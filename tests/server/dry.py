@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from nas.blocks import Block
 from nas.config import Config
 from nas.macs import gmacs
-from nas.space import named_space
+from nas.named import named_space
 from profiler.identity import result_id
 from profiler.wire import Failure, FailureClass
 from server import leases

@@ -3,8 +3,9 @@ import pytest
 from nas.budgets import Budget
 from nas.errors import BudgetUnreachable, ThinningExhausted
 from nas.exact import fastest, front
+from nas.named import named_space
 from nas.quality import AdditiveScore
-from nas.space import SearchSpace, named_space
+from nas.space import SearchSpace
 from nas.thinning import best_path
 from server.answering import FRONT_POINTS, front_json, solve, trail_json
 from server.parameters import Solver

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from nas.macs import weights_mib
-from nas.space import named_space
+from nas.named import named_space
 from server.cli import app, missing_module
 from server.cli_options import input_size
 from server.data_folder import check_free, only_worker

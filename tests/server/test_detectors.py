@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from nas.errors import InvalidConfig, UnknownSpace
-from nas.named import named_config
-from nas.space import named_space
+from nas.named import named_config, named_space
 from server.detectors import choose
 
 

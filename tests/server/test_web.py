@@ -5,7 +5,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from nas.macs import gmacs
-from nas.space import named_space
+from nas.named import named_space
 from tests.server.webs import DEVICE, NANO, block_ns, open_web, plant_supernet, plant_table, services
 
 UNKNOWN_SUPERNET = (

@@ -11,7 +11,8 @@ from lookup_tables.calibration import Calibration, Point, fit
 from lookup_tables.store import TableStore
 from nas.blocks import Block
 from nas.macs import gmacs
-from nas.space import SearchSpace, named_space
+from nas.named import named_space
+from nas.space import SearchSpace
 from profiler.identity import result_id
 from profiler.wire import Execution
 from server.app import create_app

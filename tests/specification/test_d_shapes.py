@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from nas.blocks import Kind, Layout
 from nas.config import Config
-from nas.named import named_config
+from nas.named import named_config, named_space
 from nas.network import IMAGE, Site, sites
-from nas.space import SearchSpace, named_space
+from nas.space import SearchSpace
 from supernet.detector import HeatDETR
 from supernet.layers.head import RawPrediction
 from supernet.layers.stem import Stem

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nas.blocks import Block, Kind
 from nas.config import Config
-from nas.space import SearchSpace, named_space
+from nas.named import named_space
+from nas.space import SearchSpace
 from supernet.detector import HeatDETR, build_block
 from supernet.export import randomise_detector, randomise_statistics
 from supernet.fusing import fuse

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from nas.blocks import Activation, Block, Kind, Layout, Upsample
+from nas.named import named_space
 from nas.network import Structure
-from nas.space import SearchSpace, StageChoices, named_space
+from nas.space import SearchSpace, StageChoices
 from supernet.export import input_shapes
 
 NANO = named_space("heatdetr-nano", classes=3)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from nas.blocks import Activation
-from nas.space import named_space
+from nas.named import named_space
 from supernet.checkpoint import BackboneHeader, DetectorHeader, load_checkpoint, save_checkpoint
 from supernet.classifier import Classifier, backbone_sites
 from supernet.curves import PRETRAIN_CHART, Curves
