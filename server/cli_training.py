@@ -11,7 +11,7 @@ from server.console import LINE_SECONDS, duration, table
 if TYPE_CHECKING:
     from nas.config import Config
     from nas.space import SearchSpace
-    from supernet.curves import PretrainRow, Row
+    from supernet.curves import Epoch
     from supernet.evaluation import Evaluation
     from supernet.pretrained import Names, Transfer
     from supernet.pretraining import Accuracy
@@ -91,7 +91,7 @@ class TrainingTeller(Generic[S]):
         text = f"epoch {progress.epoch} of {progress.epochs}, step {progress.step} of {progress.total}, "
         self._move(f"{text}loss {progress.loss:.3f}{left}")
 
-    def epoch(self, row: "Row | PretrainRow", score: S | None) -> None:
+    def epoch(self, row: "Epoch", score: S | None) -> None:
         """Say what came of an epoch that was scored."""
         if score is not None:
             self._say(f"epoch {row.epoch}: loss {row.loss:.3f}, {self._score_text(score)}")

@@ -5,82 +5,64 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from pydantic import TypeAdapter
-
+from nas.values import Value
 from supernet.files import write_whole
 
 CSV_NAME, PICTURE_NAME, EVENTS_NAME = "curve.csv", "curve.png", "events"
 
 
-class Row(NamedTuple):
-    """One epoch of a detector; what was not looked at is None.
+class Epoch(Value):
+    """One epoch of a training; what was not looked at is None.
 
     Attributes:
         epoch: epochs done.
         step: optimiser steps done.
         learning_rate: of its last step.
-        loss: mean over its steps, per positive anchor.
-        focal: the part of classification.
-        giou: the part of regression.
+        loss: mean over its steps: of a detector per positive anchor, of a backbone the cross entropy per image.
         seconds: it took, evaluation included, writing the files not.
         data_seconds: of these, waited for data.
         evaluation_seconds: of these, spent on evaluation.
+    """
+
+    epoch: int
+    step: int
+    learning_rate: float
+    loss: float
+    seconds: float
+    data_seconds: float
+    evaluation_seconds: float
+
+
+class DetectorEpoch(Epoch):
+    """One epoch of a detector.
+
+    Attributes:
+        focal: the part of classification in the loss.
+        giou: the part of regression.
         ap: on the held-out split.
         ap50: the same at IoU 0.5.
         ap75: the same at IoU 0.75.
     """
 
-    epoch: int
-    step: int
-    learning_rate: float
-    loss: float
     focal: float
     giou: float
-    seconds: float
-    data_seconds: float
-    evaluation_seconds: float
     ap: float | None = None
     ap50: float | None = None
     ap75: float | None = None
 
 
-class PretrainRow(NamedTuple):
-    """One epoch of a backbone; what was not looked at is None.
+class BackboneEpoch(Epoch):
+    """One epoch of a backbone.
 
     Attributes:
-        epoch: epochs done.
-        step: optimiser steps done.
-        learning_rate: of its last step.
-        loss: mean cross entropy over its images.
-        seconds: it took, evaluation included, writing the files not.
-        data_seconds: of these, waited for data.
-        evaluation_seconds: of these, spent on evaluation.
         top1: share of the held-out images whose class has the highest score.
         top5: share of those whose class is among the five highest.
     """
 
-    epoch: int
-    step: int
-    learning_rate: float
-    loss: float
-    seconds: float
-    data_seconds: float
-    evaluation_seconds: float
     top1: float | None = None
     top5: float | None = None
-
-
-class Epoch(Protocol):
-    """A row of any kind: a named tuple with at least an epoch."""
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        ...
-
-    def _asdict(self) -> dict[str, Any]: ...
 
 
 R = TypeVar("R", bound=Epoch)
@@ -116,12 +98,12 @@ class Chart(Generic[R]):
 
 
 DETECTOR_CHART = Chart(
-    Row,
+    DetectorEpoch,
     Panel("loss per positive anchor", (("loss", "loss"), ("focal", "focal"), ("giou", "giou"))),
     Panel("average precision, held-out images", (("ap50", "AP50"), ("ap", "AP"), ("ap75", "AP75")), top=1),
 )
-PRETRAIN_CHART = Chart(
-    PretrainRow,
+BACKBONE_CHART = Chart(
+    BackboneEpoch,
     Panel("cross entropy per image", (("loss", "loss"),)),
     Panel("share of held-out images", (("top1", "top 1"), ("top5", "top 5")), top=1),
 )
@@ -146,8 +128,8 @@ class Curves(Generic[R]):
         self.rows.append(row)
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(row._asdict())
-        writer.writerows(["" if value is None else value for value in one._asdict().values()] for one in self.rows)
+        writer.writerow(row.model_dump())
+        writer.writerows(["" if value is None else value for value in one.model_dump().values()] for one in self.rows)
         write_whole(self._folder / CSV_NAME, text.getvalue().encode())
         draw(self.rows, self._chart, self._folder / PICTURE_NAME)
         self._tell_tensorboard(row)
@@ -157,7 +139,7 @@ class Curves(Generic[R]):
 
         # A writer for each epoch: an event file that a killed run left open is complete up to its last epoch.
         with SummaryWriter(str(self._folder / EVENTS_NAME), purge_step=row.epoch) as writer:
-            for name, value in row._asdict().items():
+            for name, value in row.model_dump().items():
                 if value is not None and name not in {"epoch", "step"}:
                     writer.add_scalar(name, value, row.epoch)
 
@@ -170,7 +152,7 @@ def draw(rows: Sequence[R], chart: Chart[R], path: Path) -> None:
     figure = Figure(figsize=(8, 6), layout="constrained")
     for axes, panel in zip(figure.subplots(2, 1, sharex=True), (chart.above, chart.below), strict=True):
         for name, legend in panel.lines:
-            seen = [(row.epoch, row._asdict()[name]) for row in rows if row._asdict()[name] is not None]
+            seen = [(row.epoch, getattr(row, name)) for row in rows if getattr(row, name) is not None]
             if seen:
                 axes.plot(*zip(*seen, strict=True), label=legend, marker="." if len(seen) < 40 else None)
         axes.set_ylabel(panel.label)
@@ -188,5 +170,4 @@ def draw(rows: Sequence[R], chart: Chart[R], path: Path) -> None:
 def _read(path: Path, kind: type[R]) -> list[R]:
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
-    reader = TypeAdapter(kind)
-    return [reader.validate_python({name: text or None for name, text in line.items()}) for line in lines]
+    return [kind.model_validate({name: text or None for name, text in line.items()}) for line in lines]

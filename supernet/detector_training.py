@@ -12,7 +12,7 @@ from torch import nn
 from nas.config import Config
 from nas.space import SearchSpace
 from supernet.checkpoint import DETECTOR, DetectorHeader
-from supernet.curves import DETECTOR_CHART, Row
+from supernet.curves import DETECTOR_CHART, DetectorEpoch, Epoch
 from supernet.dataset import CocoDataset
 from supernet.detector import HeatDETR
 from supernet.evaluation import Evaluation, evaluate_module
@@ -26,9 +26,9 @@ from supernet.pretrained import Transfer, start_from
 from supernet.processes import ALONE, Processes
 from supernet.recipe import Recipe
 from supernet.stepping import Loss
-from supernet.training_run import RUN, Pace, Progress, Task, Trained, run_training
+from supernet.training_run import RUN, Progress, Task, Trained, run_training
 
-TrainedDetector = Trained[Row]
+TrainedDetector = Trained[DetectorEpoch]
 
 
 class Splits(NamedTuple):
@@ -57,7 +57,7 @@ def train_detector(
     processes: Processes = ALONE,
     progress: Callable[[Progress], None] = lambda _: None,
     on_init: Callable[[Transfer], None] = lambda _: None,
-    on_epoch: Callable[[Row, Evaluation | None], None] = lambda *_: None,
+    on_epoch: Callable[[DetectorEpoch, Evaluation | None], None] = lambda *_: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TrainedDetector:
     """Train a detector; leave its best and last weights and the curves in `out`.
@@ -120,7 +120,7 @@ def train_detector(
     )
 
 
-class _Detection(Task[Batch, Evaluation, Row]):
+class _Detection(Task[Batch, Evaluation, DetectorEpoch]):
     """Find objects: focal and GIoU loss, judged by COCO's AP."""
 
     prefix = DETECTOR
@@ -148,8 +148,8 @@ class _Detection(Task[Batch, Evaluation, Row]):
         """Return AP; a split without objects has none."""
         return score.ap
 
-    def row(self, pace: Pace, parts: tuple[float, ...], score: Evaluation | None) -> Row:
+    def row(self, epoch: Epoch, parts: tuple[float, ...], score: Evaluation | None) -> DetectorEpoch:
         """Write down an epoch."""
         focal, giou = parts
         ap, ap50, ap75 = (None, None, None) if score is None else (score.ap, score.ap50, score.ap75)
-        return Row(**pace._asdict(), focal=focal, giou=giou, ap=ap, ap50=ap50, ap75=ap75)
+        return DetectorEpoch(**epoch.model_dump(), focal=focal, giou=giou, ap=ap, ap50=ap50, ap75=ap75)

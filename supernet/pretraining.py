@@ -18,7 +18,7 @@ from nas.space import SearchSpace
 from nas.values import Value
 from supernet.checkpoint import BACKBONE, BackboneHeader
 from supernet.classifier import Classifier
-from supernet.curves import PRETRAIN_CHART, PretrainRow
+from supernet.curves import BACKBONE_CHART, BackboneEpoch, Epoch
 from supernet.evaluation import images_to_floats
 from supernet.image_augment import changed, cropped, middle_box, mixed, mixes
 from supernet.image_folder import ImageFolder
@@ -28,9 +28,9 @@ from supernet.pictures import Pixels
 from supernet.processes import ALONE, Processes
 from supernet.recipe import PretrainRecipe
 from supernet.stepping import Loss
-from supernet.training_run import Pace, Progress, Task, Trained, run_training
+from supernet.training_run import Progress, Task, Trained, run_training
 
-PretrainedBackbone = Trained[PretrainRow]
+PretrainedBackbone = Trained[BackboneEpoch]
 
 EVALUATION_BATCH = 32
 """Images that go through the network at once when it is judged."""
@@ -90,7 +90,7 @@ def pretrain_backbone(
     workers: int = 0,
     processes: Processes = ALONE,
     progress: Callable[[Progress], None] = lambda _: None,
-    on_epoch: Callable[[PretrainRow, Accuracy | None], None] = lambda *_: None,
+    on_epoch: Callable[[BackboneEpoch, Accuracy | None], None] = lambda *_: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> PretrainedBackbone:
     """Train the backbone of a config to tell images apart; leave its best and last weights and the curves in `out`.
@@ -177,11 +177,11 @@ def collate(samples: Sequence[Labelled]) -> LabelledBatch:
     return LabelledBatch(torch.from_numpy(images), torch.from_numpy(np.stack([sample.shares for sample in samples])))
 
 
-class _Classification(Task[LabelledBatch, Accuracy, PretrainRow]):
+class _Classification(Task[LabelledBatch, Accuracy, BackboneEpoch]):
     """Name the class of an image: cross entropy, judged by how often it is right."""
 
     prefix = BACKBONE
-    chart = PRETRAIN_CHART
+    chart = BACKBONE_CHART
 
     def __init__(self, held_out: ImageFolder, image: tuple[int, int]) -> None:
         self._held_out, self._image = held_out, image
@@ -198,10 +198,10 @@ class _Classification(Task[LabelledBatch, Accuracy, PretrainRow]):
         """Return how often the first guess is right."""
         return score.top1
 
-    def row(self, pace: Pace, parts: tuple[float, ...], score: Accuracy | None) -> PretrainRow:  # noqa: ARG002 - one part
+    def row(self, epoch: Epoch, parts: tuple[float, ...], score: Accuracy | None) -> BackboneEpoch:  # noqa: ARG002 - one part
         """Write down an epoch."""
         top1, top5 = (None, None) if score is None else (score.top1, score.top5)
-        return PretrainRow(**pace._asdict(), top1=top1, top5=top5)
+        return BackboneEpoch(**epoch.model_dump(), top1=top1, top5=top5)
 
 
 @torch.no_grad()

@@ -60,18 +60,6 @@ class Progress(NamedTuple):
     seconds_left: float | None
 
 
-class Pace(NamedTuple):
-    """What is known of an epoch of any training; the columns of the same names in `supernet.curves`."""
-
-    epoch: int
-    step: int
-    learning_rate: float
-    loss: float
-    seconds: float
-    data_seconds: float
-    evaluation_seconds: float
-
-
 class Trained(NamedTuple, Generic[R]):
     """What a training leaves in its folder.
 
@@ -114,8 +102,8 @@ class Task(ABC, Generic[B, S, R]):
         """Return what the best weights have most of; None where it is not defined."""
 
     @abstractmethod
-    def row(self, pace: Pace, parts: tuple[float, ...], score: S | None) -> R:
-        """Write down an epoch with the means of the parts of its loss."""
+    def row(self, epoch: Epoch, parts: tuple[float, ...], score: S | None) -> R:
+        """Write down an epoch with the means of the parts of its loss and its score."""
 
 
 def run_training(
@@ -151,7 +139,7 @@ def run_training(
         CheckpointMismatch: `out` holds another run.
         TrainingDiverged: the loss is no longer finite.
     """
-    run = _Run(task, network, loader, header, out, recipe, processes, clock)
+    run = _TrainingRun(task, network, loader, header, out, recipe, processes, clock)
     run.resume()
     while run.epoch < recipe.epochs:
         row, score = run.train_epoch(progress)
@@ -160,7 +148,7 @@ def run_training(
     return Trained(out / BEST, out / LAST, tuple(run.curves.rows))
 
 
-class _Run(Generic[B, S, R, H]):
+class _TrainingRun(Generic[B, S, R, H]):
     """One training: the network, what moves it, and where they are kept."""
 
     def __init__(
@@ -209,8 +197,16 @@ class _Run(Generic[B, S, R, H]):
         now = self.clock()
         parts = tuple(part / max(divisor, 1) for part in sums)
         rate = self.stepper.rate(self.step - 1)
-        pace = Pace(self.epoch, self.step, rate, sum(parts), now - started, waited, now - judged)
-        row = self.task.row(pace, parts, score)
+        epoch = Epoch(
+            epoch=self.epoch,
+            step=self.step,
+            learning_rate=rate,
+            loss=sum(parts),
+            seconds=now - started,
+            data_seconds=waited,
+            evaluation_seconds=now - judged,
+        )
+        row = self.task.row(epoch, parts, score)
         if self.processes.is_first:
             self._keep(row, score)
         self.processes.wait()

@@ -13,7 +13,7 @@ from nas.config import Config
 from nas.space import SearchSpace
 from server.cli_options import input_size
 from server.detectors import choose
-from supernet.curves import Row
+from supernet.curves import DetectorEpoch
 from supernet.dataset import CocoDataset
 from supernet.detector_training import Splits, TrainedDetector, train_detector
 from supernet.evaluation import Evaluation
@@ -84,7 +84,7 @@ def train_ours(
             told = time.monotonic()
             note(f"epoch {state.epoch} of {state.epochs}, loss {state.loss:.3f}, {(told - began) / 60:.1f} minutes")
 
-    def on_epoch(row: Row, score: Evaluation | None) -> None:
+    def on_epoch(row: DetectorEpoch, score: Evaluation | None) -> None:
         if score is not None:
             on_score((time.monotonic() - began) / 60, row.epoch, score)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from supernet.checkpoint import DetectorHeader, load_checkpoint, load_detector, save_checkpoint
-from supernet.curves import DETECTOR_CHART, Curves, Row
+from supernet.curves import DETECTOR_CHART, Curves, DetectorEpoch
 from supernet.detector_training import TrainedDetector, train_detector
 from supernet.errors import BadCheckpoint, CheckpointMismatch, TrainingDiverged
 from supernet.evaluation import Evaluation, evaluate_module
@@ -52,8 +52,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedDetect
     return train(data, tmp_path_factory.mktemp("whole"))
 
 
-def without_times(rows: tuple[Row, ...]) -> list[Row]:
-    return [row._replace(seconds=0, data_seconds=0, evaluation_seconds=0) for row in rows]
+def without_times(rows: tuple[DetectorEpoch, ...]) -> list[DetectorEpoch]:
+    return [row.model_copy(update={"seconds": 0, "data_seconds": 0, "evaluation_seconds": 0}) for row in rows]
 
 
 def equal(one: Path, other: Path) -> bool:

@@ -16,7 +16,7 @@ from nas.blocks import Activation
 from nas.named import named_space
 from supernet.checkpoint import BackboneHeader, DetectorHeader, load_checkpoint, save_checkpoint
 from supernet.classifier import Classifier, backbone_sites
-from supernet.curves import PRETRAIN_CHART, Curves
+from supernet.curves import BACKBONE_CHART, Curves
 from supernet.detector import HeatDETR
 from supernet.detector_training import TrainedDetector, train_detector
 from supernet.errors import BadCheckpoint, BadDataset, CheckpointMismatch, NothingInCommon
@@ -125,7 +125,7 @@ def test_a_backbone_learns_colours_and_leaves_what_a_run_leaves(photos: Path, ba
     assert [row.top1 is None for row in backbone.rows] == [True, False, False]
     assert backbone.rows[-1].top5 == 1.0  # of three classes
     folder = backbone.last.parent
-    assert tuple(Curves(folder, PRETRAIN_CHART, epochs=3).rows) == backbone.rows
+    assert tuple(Curves(folder, BACKBONE_CHART, epochs=3).rows) == backbone.rows
     assert (folder / "curve.png").stat().st_size > 10_000
     tensors, header = load_checkpoint(backbone.last, BackboneHeader)
     assert (header.classes, header.config, header.data) == (("blue", "green", "red"), CONFIG, "photos")
