@@ -212,6 +212,8 @@ def test_a_result_left_half_read_does_not_lock_the_next_writer(filled: Engine) -
     add(other, "job_events", job_id="j", seq=4, at=NOON, kind="note", message="")
     other.dispose()
     add(filled, "job_events", job_id="j", seq=5, at=NOON, kind="note", message="")
+    with reading(filled) as session:
+        assert session.execute(text("SELECT max(seq) FROM job_events")).scalar_one() == 5
 
 
 def test_plain_postgresql_urls_use_psycopg(postgres_server: str) -> None:

@@ -28,11 +28,12 @@ class Gate:
 
 
 def test_works_share_the_machine_and_so_do_measurements() -> None:
-    machine = Machine("this", Gate())
+    gate = Gate()
+    machine = Machine("this", gate)
     with machine.working(nothing), machine.working(nothing):
-        pass
+        assert gate.told == ["close"]
     with machine.measuring(nothing), machine.measuring(nothing):
-        pass
+        assert gate.told == ["close", "open"]
 
 
 @pytest.mark.parametrize(("first", "second"), [("working", "measuring"), ("measuring", "working")])
