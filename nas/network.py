@@ -23,7 +23,18 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
-from nas.blocks import GLOBAL_KINDS, LINEAR_KINDS, MLP_RATIO, STEM_DIVISORS, Activation, Block, Kind, Layout, Upsample
+from nas.blocks import (
+    GLOBAL_KINDS,
+    HEAD_WIDTH,
+    LINEAR_KINDS,
+    MLP_RATIO,
+    STEM_DIVISORS,
+    Activation,
+    Block,
+    Kind,
+    Layout,
+    Upsample,
+)
 from nas.config import Config
 from nas.values import Value
 
@@ -72,6 +83,9 @@ class Structure(Value):
         token_mlp: the same in token attention outside the TCM.
         tcm_mlp: the same in the global blocks of the TCM.
         scm_mlp: the same in the down-sampling attention of the SCM.
+        tcm_width: channels of the TCM, a multiple of 32; None for about 4/3 of those of the map it reads.
+        sam_width: `low` for SAM_i as wide as stage i-1, whose resolution it has; None for as wide as stage i. Entries
+            then depend on stages two apart, so a space may have it only where no width varies.
         linear_layout: the layout that Linears work in, spatial (as 1x1 convolutions, every map stays so); None for
             tokens. Neither weights nor results depend on it.
     """
@@ -98,6 +112,8 @@ class Structure(Value):
     token_mlp: int | None = None
     tcm_mlp: int | None = None
     scm_mlp: int | None = None
+    tcm_width: int | None = None
+    sam_width: Literal["low"] | None = None
     linear_layout: Literal[Layout.SPATIAL] | None = None
 
     @model_validator(mode="after")
@@ -123,6 +139,10 @@ class Structure(Value):
             ratio = getattr(self, name)
             if ratio is not None and (ratio == MLP_RATIO or not 1 <= ratio <= 8):
                 raise ValueError(f"{name} {ratio} must be 1 to 8, and None for {MLP_RATIO}: change it")
+        if self.tcm_width is not None and (self.tcm_width <= 0 or self.tcm_width % HEAD_WIDTH):
+            raise ValueError(
+                f"tcm_width {self.tcm_width} must be a positive multiple of {HEAD_WIDTH}, as heads are wide"
+            )
         return self
 
     def global_kind(self, module: Module) -> Kind:
@@ -186,7 +206,7 @@ def sites(structure: Structure, config: Config) -> tuple[Site, ...]:
     sams = []
     for stage in (2, 3, 4):
         high = walk.hod(walk.entry(low, config.stages[stage - 1].width, stage), config, stage=stage)
-        sam = walk.sam(low, high, stage)
+        sam = walk.sam(low, high, stage, below=config.stages[stage - 2].width)
         sams.append(sam)
         low = walk.pool(sam, stage) if stage < 4 else high
     l1, l2, l3 = sams
@@ -221,12 +241,18 @@ class _Walk:
                 feature = self._add(f"stage{stage}.slot{slot}", kind, (feature,), feature.channels, stage=stage)
         return self._global(f"stage{stage}.global", chosen.global_kind, feature, stage=stage)
 
-    def sam(self, low: Feature, high: Feature, stage: int) -> Feature:
-        """SAM_i(low, high) = G(A_lo(low) + up(A_hi(high))); A_hi is the identity for i > 2."""
-        width = high.channels
-        if stage == 2:
-            high = self._add("sam2.align", Kind.ALIGN, (high,), width, stage=stage)
-        merged = self._add(f"sam{stage}.merge", Kind.SAM, (low, high), width, stream=high.stream, stage=stage)
+    def sam(self, low: Feature, high: Feature, stage: int, *, below: int) -> Feature:
+        """SAM_i(low, high) = G(A_lo(low) + up(A_hi(high))), as wide as stage i; A_hi is the identity for i > 2.
+
+        Where it is as wide as stage i-1 (`Structure.sam_width`), A_hi narrows, and A_lo is the identity between equal
+        widths (specification section 4.4).
+        """
+        is_low = self.structure.sam_width == "low"
+        width, stream = (below, f"stage{stage - 1}") if is_low else (high.channels, high.stream)
+        if stage == 2 or high.channels != width:
+            high = self._add(f"sam{stage}.align", Kind.ALIGN, (high,), width, stream=stream, stage=stage)
+        merge = Kind.UP if is_low and low.channels == width else Kind.SAM
+        merged = self._add(f"sam{stage}.merge", merge, (low, high), width, stream=stream, stage=stage)
         kind = self.structure.global_kind(_SAMS[stage])
         return self._global(f"sam{stage}.global", kind, merged, stage=stage)
 
@@ -235,13 +261,18 @@ class _Walk:
         return self._add(f"sam{stage}.pool", Kind.POOL, (fine,), fine.channels, stage=stage, shrink=2)
 
     def scm(self, l1: Feature, l2: Feature, l3: Feature, l4: Feature) -> Feature:
-        """Eq. 4-5: combine the scales into one map at stride 32, or one level earlier at stride 16."""
+        """Eq. 4-5: combine the scales into one map at stride 32, or one level earlier at stride 16.
+
+        Where l3 is not as wide as l4 (`Structure.sam_width`), their sum is brought to the width of l4 (P3).
+        """
         kind, name = self.structure.global_kind("scm"), f"scm{self.at}"
         combined = self._add("scm.down1", Kind.SCM, (l1, l2), l2.channels, stream=l2.stream, stage=3, shrink=2)
         if self.stride is None:
             fine, stage = combined, 4
             combined = self._add("scm.down2", Kind.SCM, (fine, l3), l3.channels, stream=l3.stream, stage=4, shrink=2)
             coarse = l4
+            if combined.channels != l4.channels:
+                combined = self._add(f"{name}.align", Kind.ALIGN, (combined,), l4.channels, stream=l4.stream, stage=4)
         else:  # l3 has l4 in it already, through SAM4
             stage = 3
             coarse = self._add(f"{name}.align", Kind.ALIGN, (l3,), combined.channels, stream=combined.stream, stage=4)
@@ -251,7 +282,8 @@ class _Walk:
 
     def tcm_and_head(self, s_out: Feature) -> Feature:
         """T1 on the shared map, T2 on its regression half, then the head on both."""
-        width, kind, name = tcm_width(s_out.channels), self.structure.global_kind("tcm"), f"tcm{self.at}"
+        width = self.structure.tcm_width or tcm_width(s_out.channels)
+        kind, name = self.structure.global_kind("tcm"), f"tcm{self.at}"
         first, second = self.structure.tcm_depths
         at_16 = self.stride is not None
         stage = 3 if at_16 else 4

@@ -85,6 +85,11 @@ class SearchSpace(Value):
                         f"stage {number} is {here} wide at its {end} and stage {number + 1} only {after}: neither the "
                         f"narrowest nor the widest config may fall in width, raise stage {number + 1} to {here}"
                     )
+        if self.structure.sam_width is not None and any(len(choices.widths) > 1 for choices in self.stages):
+            raise ValueError(
+                f"sam_width {self.structure.sam_width} needs stages of one width each, since entries then depend on "
+                "stages two apart: name one width a stage, or leave it out"
+            )
         sparse = any(Kind.SPARSE_ATTENTION in choices.global_kinds for choices in self.stages)
         if (sparse or self.structure.has_sparse_attention) != (self.structure.keep < 1):
             rule = "below 1 with sparse_attention, so that it leaves tokens out, and 1 without"

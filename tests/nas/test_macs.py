@@ -59,6 +59,7 @@ def test_readings_of_table_3_have_the_parameters_that_the_specification_counted(
         ({"keep": 1.0}, (70.0, 73.5, 77.5, 110.1), (42.3, 43.8, 48.3, 55.1)),
         ({"project_kernel": 1}, (65.0, 68.5, 72.8, 104.5), (41.2,)),
         ({"scm_mlp": 2}, (66.4, 69.9, 74.0, 106.1), (41.9,)),
+        ({"sam_width": "low"}, (57.7, 61.2, 66.2, 95.2), (39.5, 41.0, 45.7, 53.0)),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -150,6 +150,9 @@ def test_a_kind_is_a_choice_only_once(field: str) -> None:
         ({"window_mlp": 4}, "window_mlp 4 must be 1 to 8, and None for 4: change it"),
         ({"tcm_mlp": 0}, "tcm_mlp 0 must be 1 to 8"),
         ({"scm_mlp": 9}, "scm_mlp 9 must be 1 to 8"),
+        ({"tcm_width": 48}, "tcm_width 48 must be a positive multiple of 32, as heads are wide"),
+        ({"tcm_width": 0}, "tcm_width 0 must be a positive multiple of 32"),
+        ({"sam_width": "high"}, "Input should be 'low'"),
         ({"entry_kernel": 3}, "Input should be 2"),
         ({"align_kernel": 3}, "Input should be 1"),
         ({"key_width": 16}, "Input should be 32"),
@@ -169,6 +172,27 @@ def test_tokens_are_left_out_by_sparse_attention_and_by_nothing_else(
     structure = space.structure.model_copy(update=change)
     with pytest.raises(ValidationError, match=r"keep \S+ must be below 1 with sparse_attention, .* and 1 without"):
         space.model_copy(update={"structure": structure})
+
+
+def test_sams_as_wide_as_the_stage_below_need_stages_of_one_width(space: SearchSpace) -> None:
+    low = space.structure.model_copy(update={"sam_width": "low", "tcm_width": 96})
+    with pytest.raises(ValidationError, match=r"sam_width low needs stages of one width each, .* one width a stage"):
+        space.model_copy(update={"structure": low})
+
+    widths = (32, 64, 96, 128)
+    stages = [choices.model_copy(update={"widths": (w,)}) for choices, w in zip(space.stages, widths, strict=True)]
+    found = {
+        stride: {site.name: site.block for site in fixed.sites(fixed.with_stride(fixed.largest(), stride))}
+        for fixed in [space.model_copy(update={"structure": low, "stages": stages, "strides": (16, 32)})]
+        for stride in fixed.prediction_strides
+    }
+    for blocks in found.values():
+        assert [blocks[f"sam{stage}.global"].channels_out for stage in (2, 3, 4)] == [32, 64, 96]
+        assert [blocks[f"stage{stage}.entry"].channels_in for stage in (2, 3, 4)] == [32, 32, 64]
+        assert [blocks[f"sam{stage}.merge"].kind for stage in (2, 3, 4)] == [Kind.UP, Kind.SAM, Kind.SAM]
+    assert [found[32][f"scm.{name}"].channels_out for name in ("down1", "down2", "align", "up")] == [64, 96, 128, 128]
+    assert [found[16][name].channels_out for name in ("scm.down1", "scm16.align", "scm16.up")] == [64, 64, 64]
+    assert {found[32]["tcm.project1"].channels_out, found[16]["tcm16.project1"].channels_out} == {96}
 
 
 def test_an_attention_block_keeps_at_least_one_token(space: SearchSpace) -> None:

@@ -20,6 +20,7 @@ from tests.supernet.block_samples import (
     BLOCKS,
     DEVIANT_BLOCKS,
     DEVIANT_SPACE,
+    LOW_SPACE,
     MAP_BLOCKS,
     NANO,
     SPARSE,
@@ -52,6 +53,7 @@ SHALLOW = {
     "largest": (NANO, NANO.largest()),
     "mixed": (NANO, list(NANO.covering_configs((192, 192)))[13]),
     "every open point otherwise": (DEVIANT_SPACE, DEVIANT_SPACE.largest()),
+    "narrow SAMs": (LOW_SPACE, LOW_SPACE.with_stride(LOW_SPACE.largest(), 32)),
 }
 DEEP = {"edge": (EDGE, EDGE.largest((256, 256)))}
 """Behind twelve random blocks rounding alone is worth 1e-5 to 3e-5, of either form against the exact result."""

@@ -50,7 +50,7 @@ DEVIANT = Structure(
     tcm_mlp=1,
     scm_mlp=2,
 )
-"""A reading of the paper that differs from R* in every open point."""
+"""A reading of the paper that differs from R* in every open point but the widths of SAM and TCM."""
 
 DEVIANT_SPACE = SearchSpace(
     name="deviant",
@@ -64,6 +64,20 @@ DEVIANT_SPACE = SearchSpace(
     images=((128, 192),),
     strides=(16, 32),
 )
+
+LOW_SPACE = SearchSpace(
+    name="low",
+    structure=DEVIANT.model_copy(update={"sam_width": "low", "tcm_width": 96, "align_kernel": None}),
+    stages=(
+        StageChoices(slots=1, widths=(32,)),
+        StageChoices(slots=1, widths=(32,)),
+        StageChoices(slots=1, widths=(64,)),
+        StageChoices(slots=1, widths=(128,), global_kinds=(Kind.ATTENTION,)),
+    ),
+    images=((128, 192),),
+    strides=(16, 32),
+)
+"""Its SAMs are as wide as the stage below, which no space with a choice of widths can have."""
 
 DEVIANT_BLOCKS = [
     *{

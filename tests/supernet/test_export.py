@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nas.blocks import Activation, Block, Kind
 from nas.config import Config
+from nas.space import SearchSpace
 from supernet.detector import HeatDETR, build_block
 from supernet.errors import ParityError
 from supernet.export import (
@@ -27,7 +28,7 @@ from supernet.export import (
     randomise_statistics,
 )
 from supernet.fusing import fuse
-from tests.supernet.block_samples import BLOCKS, DEVIANT_SPACE, MAP_BLOCKS, NANO, random_inputs
+from tests.supernet.block_samples import BLOCKS, DEVIANT_SPACE, LOW_SPACE, MAP_BLOCKS, NANO, random_inputs
 
 EVERY_BLOCK = list(dict.fromkeys((*BLOCKS, *MAP_BLOCKS)))
 
@@ -141,13 +142,14 @@ def test_whole_detectors_compute_what_their_modules_compute(config: Config) -> N
     assert (boxes.shape, scores.shape) == ((1, 144, 4), (1, 144, 3))
 
 
-def test_other_readings_of_the_paper_compute_what_their_modules_compute() -> None:
+@pytest.mark.parametrize("space", [DEVIANT_SPACE, LOW_SPACE], ids=lambda space: space.name)
+def test_other_readings_of_the_paper_compute_what_their_modules_compute(space: SearchSpace) -> None:
     torch.manual_seed(0)
     kinds = [(Kind.WMSA,), (Kind.SWMSA,), (Kind.WMSA,), (Kind.SWMSA,)]
-    config = DEVIANT_SPACE.with_stride(DEVIANT_SPACE.smallest(), 16)
+    config = space.with_stride(space.smallest(), 16)
     for index, slots in enumerate(kinds):
         config = config.with_stage(index, config.stages[index].model_copy(update={"slots": slots}))
-    detector = HeatDETR(DEVIANT_SPACE, config)
+    detector = HeatDETR(space, config)
     randomise_detector(detector)
     graph = export_detector(detector)
     assert graph.parity.max_abs_diff <= 1e-4 * graph.parity.scale
