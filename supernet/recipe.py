@@ -157,7 +157,7 @@ def precision_on(device: torch.device, wanted: Literal["auto"] | Precision) -> P
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return cpu_precision()
 
 

@@ -18,7 +18,7 @@ from nas.config import Config, Stage
 from nas.space import SearchSpace, StageChoices
 from supernet.detector import module_key
 from supernet.extraction import Slice, cut, mixture_slices
-from supernet.layers.global_attention import set_sparsity
+from supernet.layers.global_attention import token_orders
 from supernet.layers.head import RawPrediction
 from supernet.supernet import Gates, Supernet
 
@@ -39,6 +39,7 @@ class Sandwich:
         self.supernet = supernet
         self._narrow: dict[Widths, Supernet] = {}
         self._sparsity = 1.0
+        self._orders = token_orders(supernet)
         self._slices: dict[Widths, dict[str, Slice]] = {}
 
     def rank(self) -> None:
@@ -48,8 +49,8 @@ class Sandwich:
     def set_sparsity(self, share: float) -> None:
         """Have all sparse attention, of the supernet and of its subnets, leave out a share (0 to 1) of its tokens."""
         self._sparsity = share
-        for module in (self.supernet, *self._narrow.values()):
-            set_sparsity(module, share)
+        for order in self._orders:
+            order.sparsity = share
 
     def predict(self, widths: Widths, images: Tensor, gates: Gates, stride: int) -> RawPrediction:
         """Predict at the given widths and stride.
@@ -58,7 +59,8 @@ class Sandwich:
         """
         if widths not in self._narrow:
             self._narrow[widths] = _narrowed(self.supernet, widths)
-            set_sparsity(self._narrow[widths], self._sparsity)
+            self._orders += token_orders(self._narrow[widths])
+            self.set_sparsity(self._sparsity)
         narrow = self._narrow[widths]
         if widths not in self._slices:
             self._slices[widths] = mixture_slices(self.supernet, narrow)

@@ -22,6 +22,8 @@ from supernet.recipe import RunRecipe, precision_on
 _AVERAGE, _OPTIMISER = "average.", "optimiser."
 _SCALE, _SCALE_AGE = "loss_scale", "loss_scale_age"
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
 _TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -105,7 +107,7 @@ class Stepper(Generic[B]):
         self._prefix = prefix
         self._loss_of, self._recipe, self._epoch_steps, self._processes = loss_of, recipe, epoch_steps, processes
         self._parallel: nn.Module = DistributedDataParallel(self.module) if processes.size > 1 else self.module
-        self._average = AveragedModel(self.module, avg_fn=_ema(recipe.ema), use_buffers=True) if recipe.ema else None
+        self._average = averaged(self.module, recipe.ema) if recipe.ema else None
         self._optimiser = make_adamw(
             self.module, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=recipe.betas
         )
@@ -207,15 +209,21 @@ class Stepper(Generic[B]):
         return contextlib.nullcontext()
 
 
-def _ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Return how an averaged tensor follows: by 1 - decay in the end, faster at first, so that it forgets the start."""
+def averaged(module: nn.Module, decay: float) -> AveragedModel:
+    """Return averaged weights and statistics, which follow by 1 - decay in the end.
 
-    def follow(average: Tensor, latest: Tensor, count: Tensor | int) -> Tensor:
-        if not average.is_floating_point():
-            return latest
-        return average.lerp(latest, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+    They follow faster at first, so that they forget the start; what is counted is copied.
+    """
 
-    return follow
+    # All tensors of a type at once: a call for each would have a GPU wait for the counter as often.
+    @torch.no_grad()
+    def follow(averages: _Tensors, latest: _Tensors, count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, latest, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+        else:
+            torch._foreach_copy_(averages, latest)
+
+    return AveragedModel(module, multi_avg_fn=follow, use_buffers=True)
 
 
 def _seed(*parts: int) -> int:

@@ -73,6 +73,7 @@ def dfine_n(classes: int) -> nn.Module:
     )
     config = transformers.DFineConfig(
         backbone_config=backbone,
+        freeze_backbone_batch_norms=False,  # for weights that someone else has trained; these are random
         encoder_in_channels=[512, 1024],
         feat_strides=[16, 32],
         encoder_hidden_dim=128,
@@ -87,6 +88,7 @@ def dfine_n(classes: int) -> nn.Module:
         decoder_ffn_dim=512,
         decoder_n_points=[6, 6],
         num_labels=classes,
+        initializer_bias_prior_prob=0.01,
     )
     return transformers.DFineForObjectDetection(config)
 

@@ -156,9 +156,13 @@ class TokenOrder(nn.Module):
 
 def set_sparsity(module: nn.Module, share: float) -> None:
     """Have the sparse attention of a module leave out a share (0 to 1) of what it will leave out once deployed."""
-    for part in module.modules():
-        if isinstance(part, TokenOrder):
-            part.sparsity = share
+    for order in token_orders(module):
+        order.sparsity = share
+
+
+def token_orders(module: nn.Module) -> list[TokenOrder]:
+    """Return what chooses the tokens in the sparse attention of a module."""
+    return [part for part in module.modules() if isinstance(part, TokenOrder)]
 
 
 def faded_sparsity(done: float) -> float:
