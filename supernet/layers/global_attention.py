@@ -54,6 +54,7 @@ class XCA(nn.Module):
         """Attend between channels: (B, 3 * C, ...positions) -> (B, C, ...positions)."""
         heads = qkv.reshape(qkv.shape[0], 3 * XCA_HEADS, -1, self.block.tokens)
         query, key, value = torch.split(heads, XCA_HEADS, dim=1)
+        # Under autocast q and k are float32 because the row_scale that `qkv` ends in is: small squares are summed here.
         # Squares and a sum: ONNX Runtime's ReduceL2 takes three times as long.
         norms = [(part * part).sum(dim=-1, keepdim=True).clamp(min=NORM_FLOOR**2).sqrt() for part in (query, key)]
         scores = query @ key.transpose(-2, -1) * (self.temperature / norms[0]) / norms[1].transpose(-2, -1)

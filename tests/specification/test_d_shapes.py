@@ -107,6 +107,71 @@ AFTER_THEM = {
     },
 }
 
+# What each site reads: the equations of section 1.2, written out for HeatDETR-tiny.
+WIRED_HOD_AND_SAM = {
+    "stem": ("image",),  # l0 = stem(x)
+    "stage1.slot0": ("stem",),  # l1* = H1(l0)
+    "stage1.global": ("stage1.slot0",),
+    "stage2.entry": ("stage1.global",),  # l2* = H2(E2(l1*))
+    "stage2.slot0": ("stage2.entry",),
+    "stage2.global": ("stage2.slot0",),
+    "sam2.align": ("stage2.global",),  # lΔ2 = G(A_lo(l1*) + up(A_hi(l2*)))
+    "sam2.merge": ("stage1.global", "sam2.align"),
+    "sam2.global": ("sam2.merge",),
+    "sam2.pool": ("sam2.global",),  # down(lΔ2)
+    "stage3.entry": ("sam2.pool",),  # l3* = H3(E3(down(lΔ2)))
+    "stage3.slot0": ("stage3.entry",),
+    "stage3.slot1": ("stage3.slot0",),
+    "stage3.slot2": ("stage3.slot1",),
+    "stage3.slot3": ("stage3.slot2",),
+    "stage3.slot4": ("stage3.slot3",),
+    "stage3.slot5": ("stage3.slot4",),
+    "stage3.global": ("stage3.slot5",),
+    "sam3.merge": ("sam2.pool", "stage3.global"),  # lΔ3 = G(A_lo(down(lΔ2)) + up(l3*))
+    "sam3.global": ("sam3.merge",),
+    "sam3.pool": ("sam3.global",),  # down(lΔ3)
+    "stage4.entry": ("sam3.pool",),  # l4* = H4(E4(down(lΔ3)))
+    "stage4.slot0": ("stage4.entry",),
+    "stage4.global": ("stage4.slot0",),
+    "sam4.merge": ("sam3.pool", "stage4.global"),  # lΔ4 = G(A_lo(down(lΔ3)) + up(l4*))
+    "sam4.global": ("sam4.merge",),
+}
+
+WIRED_AFTER_THEM = {
+    32: {
+        "scm.down1": ("sam2.global", "sam3.global"),  # s1 = P1(DA(l1)) + l2, l1 = lΔ2, l2 = lΔ3
+        "scm.down2": ("scm.down1", "sam4.global"),  # s2 = P2(DA(s1)) + l3, l3 = lΔ4
+        "scm.global1": ("scm.down2",),  # s3 = G(s2)
+        "scm.up": ("scm.global1", "stage4.global"),  # s_out = G(s3 + up(l4)), l4 = l4*
+        "scm.global2": ("scm.up",),
+        "tcm.project1": ("scm.global2",),  # [t_cls, t1_reg] = split(T1(s_out))
+        "tcm.task1_0": ("tcm.project1",),
+        "tcm.task1_1": ("tcm.task1_0",),
+        "tcm.project2": ("tcm.task1_1",),  # t2_reg = T2(t1_reg), which is the second half
+        "tcm.task2_0": ("tcm.project2",),
+        "tcm.task2_1": ("tcm.task2_0",),
+        "tcm.task2_2": ("tcm.task2_1",),
+        "tcm.task2_3": ("tcm.task2_2",),
+        "head": ("tcm.task1_1", "tcm.task2_3"),  # head(t_cls, t2_reg)
+    },
+    16: {
+        "scm.down1": ("sam2.global", "sam3.global"),  # s1 = P1(DA(l1)) + l2
+        "scm16.align": ("sam4.global",),
+        "scm16.global1": ("scm.down1",),  # s3 = G(s1)
+        "scm16.up": ("scm16.global1", "scm16.align"),  # s_out = G(s3 + up(A_hi(l3)))
+        "scm16.global2": ("scm16.up",),
+        "tcm16.project1": ("scm16.global2",),
+        "tcm16.task1_0": ("tcm16.project1",),
+        "tcm16.task1_1": ("tcm16.task1_0",),
+        "tcm16.project2": ("tcm16.task1_1",),
+        "tcm16.task2_0": ("tcm16.project2",),
+        "tcm16.task2_1": ("tcm16.task2_0",),
+        "tcm16.task2_2": ("tcm16.task2_1",),
+        "tcm16.task2_3": ("tcm16.task2_2",),
+        "head16": ("tcm16.task1_1", "tcm16.task2_3"),
+    },
+}
+
 HEAD = {32: "head", 16: "head16"}
 STRIDES = pytest.mark.parametrize("stride", [32, 16])
 
@@ -129,6 +194,12 @@ def expected_shapes(image: tuple[int, int], *, stride: int) -> dict[str, Shape]:
 def walked(image: tuple[int, int], *, stride: int) -> tuple[Site, ...]:
     space, config = tiny_at(image, stride=stride)
     return sites(space.structure, config)
+
+
+@STRIDES
+def test_every_site_is_wired_as_the_equations_say(stride: int) -> None:
+    wired = {site.name: site.inputs for site in walked((832, 1344), stride=stride)}
+    assert wired == WIRED_HOD_AND_SAM | WIRED_AFTER_THEM[stride]
 
 
 @STRIDES

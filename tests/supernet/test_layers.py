@@ -1,8 +1,11 @@
 import math
+from collections import defaultdict
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.blocks import Activation, Block, Kind, Layout
@@ -124,6 +127,34 @@ def test_xca_survives_a_map_of_zeros_and_large_values_in_float16() -> None:
     assert torch.isfinite(module(torch.zeros(1, 32, 64, 64))).all()
     qkv = torch.full((1, 96, 4096), 8 / 64, dtype=torch.float16)
     assert torch.isfinite(module.half().attend(qkv)).all()
+
+
+class Seen(TorchDispatchMode):
+    """Keeps the types that operators work on, as autocast has left them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: defaultdict[str, set[torch.dtype]] = defaultdict(set)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.types[func.overloadpacket.__name__] |= {part.dtype for part in args if isinstance(part, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("linear_layout", [None, Layout.SPATIAL])
+def test_xca_normalises_in_float32_under_autocast(
+    linear_layout: Literal[Layout.SPATIAL] | None, training: bool
+) -> None:
+    block = Block(kind=Kind.XCA, channels_in=64, channels_out=64, height=6, width=10, linear_layout=linear_layout)
+    module = build_block(block)
+    given: list[Tensor] = []
+    module.qkv.register_forward_hook(lambda *call: given.append(call[-1]))
+    with torch.autocast("cpu", torch.bfloat16), Seen() as seen:
+        module.train(training)(*random_inputs(block))
+    assert torch.bfloat16 in seen.types["bmm"]  # autocast was there
+    assert [qkv.dtype for qkv in given] == [torch.float32]
+    assert [seen.types[name] for name in ("sum", "sqrt", "_softmax")] == [{torch.float32}] * 3
 
 
 def test_sparsity_comes_little_by_little_while_training_and_holds_when_deployed() -> None:
