@@ -125,6 +125,17 @@ class SearchSpace(Value):
             raise InvalidConfig(f"input size {image[0]}x{image[1]} is not in {self.name}: choose one of {legal}")
         return image
 
+    def at(self, image: tuple[int, int]) -> Self:
+        """Return the space with one input size (height, width), its own or another: no weight depends on it.
+
+        Raises:
+            InvalidConfig: a side is no positive multiple of 64.
+        """
+        if any(side <= 0 or side % IMAGE_STEP for side in image):
+            rule = f"both sides must be positive multiples of {IMAGE_STEP}, such as 256x256"
+            raise InvalidConfig(f"input size {image[0]}x{image[1]}: {rule}")
+        return self.model_copy(update={"images": (image,)})
+
     def sites(self, config: Config) -> tuple[Site, ...]:
         """Walk the config's network: blocks with their names and inputs, in execution order."""
         return sites(self.structure, config)

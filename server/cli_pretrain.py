@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from server.cli_options import ImageOption, SeedOption, SpaceOption, fail, input_size
+from server.cli_options import SeedOption, SpaceOption, fail, input_size
 from server.cli_training import TrainingTeller, accuracy_text
 from server.cli_training_options import (
     BatchOption,
@@ -43,7 +43,15 @@ def pretrain(
         ),
     ] = "largest",
     space: SpaceOption = "heatdetr-edge",
-    image: ImageOption = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="Input size, any whose sides are multiples of 64: 256x256 stands for Swin's 224x224. Default: the "
+            "largest of the space.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[
         Literal["small", "swin"],
         typer.Option(
@@ -81,7 +89,7 @@ def pretrain(
 
     Example: `heatnas pretrain photos --out backbone --space heatdetr-edge --image 256x256`
     """
-    from server.detectors import choose  # noqa: PLC0415
+    from server.detectors import choose_backbone  # noqa: PLC0415
     from supernet.image_folder import open_image_folder  # noqa: PLC0415
     from supernet.pretraining import pretrain_backbone  # noqa: PLC0415
     from supernet.processes import joined  # noqa: PLC0415
@@ -102,7 +110,7 @@ def pretrain(
     )
     data = open_image_folder(images, held_out=held_out or HELD_OUT, seed=seed)
     train, judged = data
-    chosen_space, chosen = choose(config, space, input_size(image), stride=32, classes=len(train.classes))
+    chosen_space, chosen = choose_backbone(config, space, input_size(image), classes=len(train.classes))
     with joined() as processes:
         teller = TrainingTeller(accuracy_text, sys.stdout if processes.is_first else None)
         teller.begin_backbone(chosen_space, chosen, len(train), len(judged), len(train.classes), chosen_recipe.epochs)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from nas.blocks import PREDICTION_STRIDE
 from nas.config import Config
 from nas.errors import InvalidConfig
 from nas.named import CONFIG_NAMES, named_config, named_space
@@ -33,6 +34,22 @@ def choose(
         found = named_space(space, classes=classes)
         chosen = _by_name(config, found, image)
     return found, chosen if stride is None else found.with_stride(chosen, stride)
+
+
+def choose_backbone(
+    config: str, space: str, image: tuple[int, int] | None, *, classes: int
+) -> tuple[SearchSpace, Config]:
+    """Return a config whose backbone is meant, and its space, at any input size: it sees no detector's images yet.
+
+    Raises:
+        InvalidConfig: there is no such config, or it cannot have this input size.
+        UnknownSpace: no space has this name.
+    """
+    found, chosen = choose(config, space, None, stride=PREDICTION_STRIDE, classes=classes)
+    if image is None or image == chosen.image:
+        return found, chosen
+    resized = found.at(image)
+    return resized, resized.check(chosen.model_copy(update={"space": resized.id, "image": image}))
 
 
 def _by_name(config: str, space: SearchSpace, image: tuple[int, int] | None) -> Config:

@@ -203,11 +203,11 @@ def test_a_detector_starts_from_a_pretrained_backbone(tmp_path: Path) -> None:
         (photos / "train" / "ab"[label % 2]).mkdir(parents=True, exist_ok=True)
         (photos / "train" / "ab"[label % 2] / picture.name).write_bytes(picture.read_bytes())
     small = ("--space", "heatdetr-nano", "--config", "smallest", "--batch", "2", "--epochs", "1")
-    done = heatnas("pretrain", photos, "--out", backbone, *small)
+    done = heatnas("pretrain", photos, "--out", backbone, *small, "--image", "128x128")
     assert (done.returncode, done.stderr) == (0, "")
     what, cut, scored, *_ = done.stdout.splitlines()
     assert re.fullmatch(
-        r"pretraining the backbone of config \w{16} of heatdetr-nano, 0\.0\d GMACs at 192x192, "
+        r"pretraining the backbone of config \w{16} of heatdetr-nano, 0\.0\d GMACs at 128x128, "
         r"on 2 images of 2 classes, epochs: 1; 2 held out",
         what,
     ), what

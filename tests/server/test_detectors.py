@@ -5,7 +5,7 @@ import pytest
 
 from nas.errors import InvalidConfig, UnknownSpace
 from nas.named import named_config, named_space
-from server.detectors import choose
+from server.detectors import choose, choose_backbone
 
 
 def test_extremes_of_a_space_at_any_of_its_sizes() -> None:
@@ -52,6 +52,26 @@ def test_the_file_of_an_answer_with_other_classes(tmp_path: Path) -> None:
     assert choose(str(path), "heatdetr", (256, 256), stride=None, classes=3)[1].image == (256, 256)
     assert choose(str(path), "heatdetr", None, stride=None, classes=3)[1].prediction_stride == 32
     assert choose(str(path), "heatdetr", None, stride=16, classes=3)[1].prediction_stride == 16
+
+
+def test_a_backbone_sees_images_of_any_size(tmp_path: Path) -> None:
+    paper = named_space("heatdetr", classes=10)
+    for config in ("heatdetr-tiny", "largest"):
+        space, chosen = choose_backbone(config, "heatdetr", (256, 256), classes=10)
+        assert space.model_copy(update={"images": paper.images}) == paper
+        assert (chosen.image, chosen.space) == ((256, 256), space.id)
+        assert chosen.stages == choose(config, "heatdetr", None, stride=None, classes=10)[1].stages
+    assert choose_backbone("largest", "heatdetr-edge", (320, 320), classes=3)[1].prediction_stride == 32
+    _, chosen = choose_backbone("largest", "heatdetr-nano", None, classes=3)
+    assert chosen.image == (192, 192)
+    path = tmp_path / "config.json"
+    document = {"space": paper.model_dump(mode="json"), "config": paper.largest().model_dump(mode="json")}
+    path.write_text(json.dumps(document))
+    assert choose_backbone(str(path), "heatdetr", (64, 128), classes=3)[1].image == (64, 128)
+    with pytest.raises(
+        InvalidConfig, match="input size 224x224: both sides must be positive multiples of 64"
+    ):
+        choose_backbone("largest", "heatdetr", (224, 224), classes=3)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"space": 1, "config": {}}', "{}"])

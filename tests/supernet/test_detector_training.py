@@ -222,7 +222,7 @@ def test_the_papers_recipes() -> None:
     assert (one.epochs, one.milestones, three.epochs, three.milestones) == (12, (8, 11), 36, (27, 33))
     for recipe in (one, three):
         assert (recipe.learning_rate, recipe.batch, recipe.weight_decay, recipe.warmup_steps) == (1e-4, 32, 0.05, 500)
-        assert recipe.drop_path == 0.2
+        assert (recipe.drop_path, recipe.ema) == (0.2, 0.9998)
     assert one.augmentation.shift_px == 32
 
 
