@@ -1,9 +1,9 @@
 """Measure how fast the deployed HeatDETR graph runs for the work it does, beside other real-time detectors.
 
-Measures: heatdetr-tiny in the runtime profile of ONNX Runtime on CPUs (`heatdetr@cpu`; `--profile cpu cuda` takes the
-other one as well), exported at 640x640, one thread, ONNX Runtime on the CPU; against RT-DETR-R18 and DETR-R50, built by
-the package `transformers` (null with a reason where it is missing) and exported by the same PyTorch exporter at the
-same opset. Random weights: time does not depend on them. `ms` is the median of the hot runs, timed as
+Measures: heatdetr-tiny in the runtime profile of ONNX Runtime on CPUs (`heatdetr@cpu`; with `--profile cpu cuda`
+`heatdetr-tiny@cuda` beside it), exported at 640x640, one thread, ONNX Runtime on the CPU; against RT-DETR-R18 and
+DETR-R50, built by the package `transformers` (null with a reason where it is missing) and exported by the same PyTorch
+exporter at the same opset. Random weights: time does not depend on them. `ms` is the median of the hot runs, timed as
 the agent does: interleaved, with emptied caches in between; `spread_pct` is the width of its 95 % interval. MACs of
 HeatDETR are those of `nas.macs`, those of the others are counted by PyTorch. Takes three minutes; `--quick` one.
 """
@@ -44,7 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = options(arguments)
     torch.manual_seed(chosen.seed)
-    networks = {f"{OURS}@{profile}": build_ours(profile) for profile in arguments.profile}
+    profiles = {f"{OURS}@{profile}" if place else OURS: profile for place, profile in enumerate(arguments.profile)}
+    networks = {name: build_ours(profile) for name, profile in profiles.items()}
     rows: dict[str, dict[str, object]] = {}
     for name in PEERS:
         if find_spec("transformers"):
@@ -54,7 +55,7 @@ def main() -> None:
             rows[name] = dict.fromkeys(KEYS) | {"reason": reason}
     rows = measure(networks, chosen) | rows
     table = [["network", *KEYS], *([name, *map(row.get, KEYS)] for name, row in rows.items())]
-    report(chosen, {"image": IMAGE, "threads": 1, "opset": OPSET, **rows}, table)
+    report(chosen, {"image": IMAGE, "threads": 1, "opset": OPSET, "profiles": profiles, **rows}, table)
 
 
 def build_ours(profile: str) -> Network:

@@ -68,9 +68,7 @@ def test_a_backbone_sees_images_of_any_size(tmp_path: Path) -> None:
     document = {"space": paper.model_dump(mode="json"), "config": paper.largest().model_dump(mode="json")}
     path.write_text(json.dumps(document))
     assert choose_backbone(str(path), "heatdetr", (64, 128), classes=3)[1].image == (64, 128)
-    with pytest.raises(
-        InvalidConfig, match="input size 224x224: both sides must be positive multiples of 64"
-    ):
+    with pytest.raises(InvalidConfig, match="input size 224x224: both sides must be positive multiples of 64"):
         choose_backbone("largest", "heatdetr", (224, 224), classes=3)
 
 
