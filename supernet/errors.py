@@ -20,6 +20,7 @@ SupernetError
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from supernet.faults import FaultKind
 
@@ -75,6 +76,10 @@ class BadDataset(SupernetError):
         shown = "; ".join(self.faults[:8])
         more = f"; and {len(self.faults) - 8} more" if len(self.faults) > 8 else ""
         super().__init__(f"{folder}: {len(self.faults)} fault(s){summary}: {shown}{more}. {advice}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come from a child process as it is: an exception would be made anew of its message alone."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class BadImage(SupernetError):
