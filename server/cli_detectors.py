@@ -76,9 +76,10 @@ def train(
 ) -> None:
     """Train a detector on a data set in COCO format.
 
-    Leaves best.safetensors, last.safetensors, curve.csv, curve.png and TensorBoard events. Under `torchrun` several
-    processes share each batch: `torchrun --nproc-per-node 8 -m server.cli train ...`. On CUDA BatchNorm sees what all
-    of them run at once (SyncBatchNorm), elsewhere each process its own share: give it 8 images or more.
+    Leaves best.safetensors, last.safetensors, curve.csv, curve.png, TensorBoard events, and run.safetensors, from which
+    the same command goes on; it is no detector to use. Under `torchrun` several processes share each batch:
+    `torchrun --nproc-per-node 8 -m server.cli train ...`. On CUDA BatchNorm sees what all of them run at once
+    (SyncBatchNorm), elsewhere each process its own share: give it 8 images or more.
 
     Example: `heatnas train shapes --out run --space heatdetr-nano --epochs 20`
     """

@@ -117,8 +117,9 @@ class FolderTaken(SupernetError):
 class BadCheckpoint(SupernetError):
     """A file is not a checkpoint that this version can read."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} is no usable checkpoint: {reason}. Train again, or name another file.")
+    def __init__(self, path: Path, reason: str, *, advice: str = "Train again, or name another file") -> None:
+        """Report the reason; `advice` says what to do, without a full stop."""
+        super().__init__(f"{path} is no usable checkpoint: {reason}. {advice}.")
 
 
 class BadManifest(SupernetError):

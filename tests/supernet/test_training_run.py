@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from supernet.checkpoint import DetectorHeader, load_checkpoint
+from supernet.checkpoint import DetectorHeader, load_any_run, load_checkpoint, load_detector
 from supernet.dataset import CocoDataset
 from supernet.detector_training import Splits, TrainedDetector, train_detector
-from supernet.errors import CheckpointMismatch
+from supernet.errors import BadCheckpoint, CheckpointMismatch
 from supernet.recipe import Recipe
 from supernet.training_run import BEST, LAST, RUN, Progress
 from tests.supernet.tiny_space import TINY, tiny_data
@@ -118,6 +118,18 @@ def test_what_goes_on_holds_the_average_and_both_moments(whole: TrainedDetector)
     moments = [name for name in state if name.startswith("optimiser.")]
     assert {name.rsplit(".", 1)[1] for name in moments} == {"step", "exp_avg", "exp_avg_sq"}
     assert all(state[name].item() == 6 for name in moments if name.endswith(".step"))
+
+
+def test_what_a_run_goes_on_from_is_no_detector(whole: TrainedDetector) -> None:
+    """Its weights are those before averaging: a score or an export of it would be of another network."""
+    kept = whole.last.with_name(RUN)
+    for read in (load_detector, load_any_run):
+        with pytest.raises(BadCheckpoint) as refused:
+            read(kept)
+        assert str(refused.value) == (
+            f"{kept} is no usable checkpoint: it is what a run goes on from, not the weights that it keeps. "
+            "Name best.safetensors or last.safetensors beside it."
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
