@@ -8,6 +8,7 @@ SupernetError
 ├── DatasetExists       the folder holds something other than the data set asked for
 ├── FolderTaken         the folder of a converted data set holds something already
 ├── BadCheckpoint       a file that is no checkpoint of this version
+├── OtherClasses        data whose classes are not those that a detector tells apart
 ├── BadManifest         a manifest that does not describe the file beside it
 ├── UnreadableImage     a file that cannot be looked at
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
@@ -120,6 +121,17 @@ class BadCheckpoint(SupernetError):
     def __init__(self, path: Path, reason: str, *, advice: str = "Train again, or name another file") -> None:
         """Report the reason; `advice` says what to do, without a full stop."""
         super().__init__(f"{path} is no usable checkpoint: {reason}. {advice}.")
+
+
+class OtherClasses(SupernetError):
+    """A detector and a data set are both sound, but do not go together."""
+
+    def __init__(self, path: Path, told_apart: str, *, folder: Path, found: str) -> None:
+        """Report the classes of the detector at `path`, and what stands in the data in `folder` instead."""
+        super().__init__(
+            f"{path} tells {told_apart} apart, {folder} has {found}: name data with the detector's classes in their "
+            f"order, or train a detector on {folder}."
+        )
 
 
 class BadManifest(SupernetError):
