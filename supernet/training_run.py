@@ -233,9 +233,11 @@ class _TrainingRun(Generic[B, S, R, H]):
         save_checkpoint(self.out / RUN, self._state(), header)
 
     def _is_best(self, score: S) -> bool:
-        """Tell whether no weights so far were as good; where nothing says how good they are, the latest are kept."""
+        """Tell whether no weights so far were as good; where none found anything, the latest have learned most."""
+        if self.best is None or self.best == 0:
+            return True
         quality = self.task.quality(score)
-        return self.best is None or (quality is not None and quality > self.best)
+        return quality is not None and quality > self.best
 
     def _state(self) -> dict[str, Tensor]:
         best = {} if self.best is None else {_BEST_QUALITY: torch.tensor(self.best, dtype=torch.float64)}

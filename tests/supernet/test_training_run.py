@@ -5,26 +5,39 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from supernet.checkpoint import DetectorHeader, load_any_run, load_checkpoint, load_detector
+from nas.values import Value
+from supernet.checkpoint import (
+    BACKBONE,
+    BackboneHeader,
+    DetectorHeader,
+    load_any_run,
+    load_checkpoint,
+    load_detector,
+)
+from supernet.curves import BACKBONE_CHART, BackboneEpoch, Epoch
 from supernet.dataset import CocoDataset
 from supernet.detector_training import Splits, TrainedDetector, train_detector
 from supernet.errors import BadCheckpoint, CheckpointMismatch
+from supernet.loading import Loader
+from supernet.pretraining import LabelledBatch
 from supernet.recipe import Recipe
-from supernet.training_run import BEST, LAST, RUN, Progress
+from supernet.stepping import Loss
+from supernet.training_run import BEST, LAST, RUN, Progress, Task, run_training
 from tests.supernet.tiny_space import TINY, tiny_data
 from tests.supernet.trainings import RECIPE, splits
 
 SHORT = RECIPE.model_copy(update={"epochs": 2, "evaluate_every": 1})
-WRITES = [LAST, BEST, "curve.csv", "curve.png", RUN, LAST, "curve.csv", "curve.png", RUN]
-"""Files that two epochs rename into place; in the second, these weights are no better."""
+WRITES = [LAST, BEST, "curve.csv", "curve.png", RUN] * 2
+"""Files that two epochs rename into place; neither has found anything, and the later weights have learned more."""
 
 
 class PulledPlug(BaseException):
@@ -94,7 +107,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedDetect
     return found
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 4, 6, 7, 9])
 def test_a_kill_between_two_writes_costs_an_epoch_at_most(
     writes: int, data: Path, tmp_path: Path, whole: TrainedDetector
 ) -> None:
@@ -210,11 +223,55 @@ def test_a_run_judged_on_another_held_out_split_is_not_taken_up(data: Path, tmp_
         train(other, tmp_path / "run", once)
 
 
-def test_equal_scores_keep_the_earlier_weights(data: Path, tmp_path: Path) -> None:
-    still = SHORT.model_copy(update={"learning_rate": 1e-9, "frozen_norm": True, "ema": 0.0})
-    ended = train(data, tmp_path, still)
-    assert ended.rows[0].ap == ended.rows[1].ap is not None
-    assert contents(ended.best)[1].epoch == 1
+class Quality(Value):
+    told: float | None
+
+
+class Told(Task[LabelledBatch, Quality, BackboneEpoch]):
+    """Learns next to nothing, and is told how good it is after each epoch."""
+
+    prefix = BACKBONE
+    chart = BACKBONE_CHART
+
+    def __init__(self, qualities: Sequence[float | None]) -> None:
+        self._qualities = iter(qualities)
+
+    def loss(self, output: torch.Tensor, batch: LabelledBatch) -> Loss:
+        return Loss((output.square().sum(),), len(batch.images))
+
+    def score(self, network: nn.Module) -> Quality:  # noqa: ARG002 - whatever it has learned
+        return Quality(told=next(self._qualities))
+
+    def quality(self, score: Quality) -> float | None:
+        return score.told
+
+    def row(self, epoch: Epoch, parts: tuple[float, ...], score: Quality | None) -> BackboneEpoch:  # noqa: ARG002
+        return BackboneEpoch(**epoch.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("qualities", "best"),
+    [
+        ((0.5, 0.5), 1),  # an equal score keeps the earlier weights
+        ((0.2, 0.3, 0.1), 2),
+        ((0.0, 0.0, 0.0), 3),  # none found anything: the first ones have learned least
+        ((0.0, 0.2, 0.0), 2),
+        ((None, 0.0, 0.0), 3),
+        ((0.2, None), 1),
+    ],
+)
+def test_the_best_weights_are_the_earliest_of_the_best_and_the_latest_where_none_found_anything(
+    qualities: tuple[float | None, ...], best: int, tmp_path: Path
+) -> None:
+    recipe = SHORT.model_copy(update={"epochs": len(qualities)})
+    header = BackboneHeader(
+        space=TINY, config=TINY.largest(), classes=("cat", "dog"), recipe={}, data="none", data_sha256="0" * 64,
+        version="0",
+    )  # fmt: skip
+    images = LabelledBatch(torch.ones(4, 3, 2, 2), torch.ones(4, 2))
+    loader = Loader(lambda *_: images, lambda samples: samples[0], images=4, recipe=recipe, workers=0)
+    ended = run_training(Told(qualities), nn.Conv2d(3, 2, 1), loader, header, tmp_path, recipe=recipe)
+    assert load_checkpoint(ended.best, BackboneHeader)[1].epoch == best
 
 
 def test_a_warm_up_takes_at_most_half_of_a_run() -> None:
