@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from server.cli_options import DropBadOption, ImageOption, JsonOption, SeedOption, SpaceOption, fail, input_size
+from server.cli_options import DropBadOption, ImageOption, JsonOption, SeedOption, fail, input_size
 from server.cli_training import TrainingTeller, evaluation_text, left_out_text, speed_text
 from server.cli_training_options import (
     BatchOption,
+    ConfigSpaceOption,
     DropPathOption,
     EmaOption,
     EpochsOption,
@@ -20,6 +21,7 @@ from server.cli_training_options import (
     PrecisionOption,
     WorkersOption,
     adjusted,
+    space_of,
 )
 
 
@@ -36,7 +38,7 @@ def train(
             "spaces heatdetr and heatdetr-xca, or the config.json of an answer."
         ),
     ] = "largest",
-    space: SpaceOption = "heatdetr-edge",
+    space: ConfigSpaceOption = None,
     image: ImageOption = None,
     stride: Annotated[
         int | None,
@@ -101,8 +103,9 @@ def train(
         precision=precision,
         seed=seed,
     )
+    named = space_of(config, space)
     training = CocoDataset(data, "train", image=None, drop_bad=drop_bad)
-    chosen_space, chosen = choose(config, space, input_size(image), stride=stride, classes=len(training.classes))
+    chosen_space, chosen = choose(config, named, input_size(image), stride=stride, classes=len(training.classes))
     held_out = CocoDataset(data, "val", image=chosen.image, drop_bad=drop_bad)
     if held_out.classes != training.classes:
         fail(f"{data}: val has the classes {held_out.classes}, train {training.classes}: give both the same")
