@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from server.cli_options import fail
+from server.cli_options import fail, finite
 
 if TYPE_CHECKING:
     from supernet.recipe import RunRecipe
@@ -48,13 +48,14 @@ MicroBatchOption = Annotated[
 ]
 LearningRateOption = Annotated[
     float | None,
-    typer.Option(min=1e-9, help="Peak rate of AdamW; default: the recipe's.", show_default=False),
+    typer.Option(min=1e-9, callback=finite, help="Peak rate of AdamW; default: the recipe's.", show_default=False),
 ]
 EmaOption = Annotated[
     float | None,
     typer.Option(
         min=0,
         max=0.99999,
+        callback=finite,
         help="Decay of the averaged weights, which are evaluated and kept; 0 keeps the trained ones. Default: the "
         "recipe's.",
         show_default=False,
@@ -65,6 +66,7 @@ DropPathOption = Annotated[
     typer.Option(
         min=0,
         max=0.9,
+        callback=finite,
         help="Chance that the branches of the last block are left out for an image, less in earlier ones; default: the "
         "recipe's.",
         show_default=False,

@@ -48,3 +48,28 @@ def test_a_space_beside_a_config_that_brings_its_own_is_refused(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
     assert space_of("config.json", None) == space_of("largest", None) == DEFAULT_SPACE == "heatdetr-edge"
     assert space_of("largest", "heatdetr") == "heatdetr"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "shapes", "--out", "run", "--learning-rate"],
+        ["train", "shapes", "--out", "run", "--ema"],
+        ["train", "shapes", "--out", "run", "--drop-path"],
+        ["detect", "photo.png", "--detector", "best.safetensors", "--out", "drawn", "--score"],
+        ["data", "convert", "voc", "shapes", "--val-share"],
+    ],
+    ids=lambda command: command[-1],
+)
+def test_what_is_no_number_passes_no_bound(command: list[str], tmp_path: Path) -> None:
+    """NaN is neither below nor above a bound, and passed those of earlier versions of Typer."""
+    command = [str(tmp_path) if word == "voc" else word for word in command]
+    done = CliRunner().invoke(app, [*command, "nan"])
+    assert done.exit_code == 2
+    assert f"Invalid value for '{command[-1]}'" in done.stderr
+
+
+def test_an_endless_rate_is_no_rate() -> None:
+    done = CliRunner().invoke(app, ["train", "shapes", "--out", "run", "--learning-rate", "inf"])
+    assert done.exit_code == 2
+    assert "inf is no number: write digits, such as 25 or 0.5" in " ".join(done.stderr.replace("│", " ").split())
