@@ -11,6 +11,7 @@ SupernetError
 ├── OtherClasses        data whose classes are not those that a detector tells apart
 ├── BadManifest         a manifest that does not describe the file beside it
 ├── UnreadableImage     a file that cannot be looked at
+├── FolderInUse         another process trains in the folder
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
 ├── NothingInCommon     weights to start from, of which none fits
 ├── BatchTooSmall       more processes share a step than it has images
@@ -152,6 +153,15 @@ class UnreadableImage(SupernetError):
     def __init__(self, path: Path, reason: str) -> None:
         self.path, self.reason = path, reason
         super().__init__(f"{path} is no image that can be read: {reason}. Replace it, or leave it out.")
+
+
+class FolderInUse(SupernetError):
+    """Another process trains in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"another process trains in {folder}: wait for it or stop it, or give this run a folder of its own."
+        )
 
 
 class CheckpointMismatch(SupernetError):

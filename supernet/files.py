@@ -1,12 +1,15 @@
 """Files by their content; files and folders that are there whole, or as they were."""
 
+import errno
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def file_sha256(path: Path) -> str:
@@ -45,6 +48,32 @@ def whole_folder(path: Path) -> Iterator[Path]:
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def only_holder(path: Path) -> Iterator[None]:
+    """Hold a lock file, which the system takes back from a process that dies; where it has no locks, hold nothing.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    with path.open("a") as file:
+        _lock(file)
+        yield
+
+
+def _lock(file: IO[str]) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl  # noqa: PLC0415 - not on every platform
+
+    try:
+        # Not flock, which child processes inherit: loaders would hold it for seconds after this process was killed.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            raise BlockingIOError(error.errno, f"{file.name} is held by another process") from error
+        # Some file systems of clusters know no locks: the run is then as unguarded as on a platform without them.
 
 
 def _sync_folder(folder: Path) -> None:

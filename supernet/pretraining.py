@@ -110,6 +110,7 @@ def pretrain_backbone(
         clock: counts seconds.
 
     Raises:
+        FolderInUse: another process trains in `out`.
         CheckpointMismatch: `out` holds a run with another config, recipe or data.
         TrainingDiverged: the loss is no longer finite.
     """

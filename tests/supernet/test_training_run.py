@@ -26,7 +26,7 @@ from supernet.checkpoint import (
 from supernet.curves import BACKBONE_CHART, BackboneEpoch, Epoch
 from supernet.dataset import CocoDataset
 from supernet.detector_training import Splits, TrainedDetector, train_detector
-from supernet.errors import BadCheckpoint, CheckpointMismatch
+from supernet.errors import BadCheckpoint, CheckpointMismatch, FolderInUse
 from supernet.loading import Loader
 from supernet.pretraining import LabelledBatch
 from supernet.recipe import Recipe
@@ -183,6 +183,40 @@ train(Path({str(data)!r}), Path({str(tmp_path)!r}))
     ended = train(data, tmp_path)
     assert list(tmp_path.glob(".*.partial")) == []
     assert_equal(ended.last.with_name(RUN), whole.last.with_name(RUN))
+
+
+def test_two_runs_in_one_folder_do_not_remove_what_the_other_is_writing(data: Path, tmp_path: Path) -> None:
+    """The second is refused while the first lives; a kill frees the folder at once, with children that load images."""
+    program = f"""
+import sys
+from pathlib import Path
+from supernet.detector_training import train_detector
+from tests.supernet.test_training_run import SHORT, TINY, splits
+
+def stop(*_):
+    print("trains", flush=True)
+    sys.stdin.read()
+
+data, out = Path({str(data)!r}), Path({str(tmp_path)!r})
+train_detector(TINY, TINY.largest(), splits(data), out, recipe=SHORT, workers=1, progress=stop)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "trains\n"
+            writing = tmp_path / f".{RUN}.{first.pid}.partial"
+            writing.write_bytes(b"half of it")
+            with pytest.raises(FolderInUse) as refused:
+                train(data, tmp_path)
+            assert str(refused.value) == (
+                f"another process trains in {tmp_path}: wait for it or stop it, or give this run a folder of its own."
+            )
+            assert writing.exists()
+        finally:
+            first.kill()
+    assert len(train(data, tmp_path).rows) == 2
+    assert not writing.exists()
 
 
 def test_the_leavings_of_another_run_are_not_mixed_in(data: Path, tmp_path: Path) -> None:
