@@ -1,8 +1,10 @@
 """Files by their content; files and folders that are there whole, or as they were."""
 
 import errno
+import glob
 import hashlib
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -10,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 
 def file_sha256(path: Path) -> str:
@@ -36,11 +40,18 @@ def write_whole(path: Path, content: bytes) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` to fill, which then takes its name; it is removed if filling it fails.
 
+    Where the process was killed for good, the next that fills a folder of this name on this machine removes it.
+
     Raises:
         OSError: a folder that is not empty, or a file, has the name by then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    prefix = f".{path.name}.partial-{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        owner = left.name.removeprefix(prefix).partition("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=path.parent))
     try:
         yield partial
         os.sync()
