@@ -86,7 +86,7 @@ def train_detector(
         CheckpointMismatch: `out` holds a run with another config, recipe, data or `init`.
         TrainingDiverged: the loss is no longer finite.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         detector = HeatDETR(space, config)
     taken = None if init is None else start_from(init, detector, classes=data.train.classes)

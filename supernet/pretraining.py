@@ -115,7 +115,7 @@ def pretrain_backbone(
         TrainingDiverged: the loss is no longer finite.
     """
     train, held_out = data
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = Classifier(space, config, len(train.classes))
     set_drop_path(network.blocks.values(), recipe.drop_path)
