@@ -13,6 +13,7 @@ SupernetError
 ├── UnreadableImage     a file that cannot be looked at
 ├── FolderInUse         another process trains in the folder
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
+├── BadCurve            the curve of a run, rewritten by another program
 ├── NothingInCommon     weights to start from, of which none fits
 ├── BatchTooSmall       more processes share a step than it has images
 ├── UnevenShares        a process has fewer images in a step than micro-batches
@@ -172,6 +173,16 @@ class CheckpointMismatch(SupernetError):
         super().__init__(
             f"{path} belongs to a run that differs in {'; '.join(differences)}: "
             f"give this run another folder, or {otherwise}."
+        )
+
+
+class BadCurve(SupernetError):
+    """The rows of a training cannot be read; another program has written them."""
+
+    def __init__(self, path: Path, *, line: int, reason: str) -> None:
+        super().__init__(
+            f"line {line} of {path} is no epoch of this training ({reason}): remove the file, the weights are not "
+            "affected."
         )
 
 

@@ -143,6 +143,7 @@ def run_training(
     Raises:
         FolderInUse: another process trains in `out`.
         CheckpointMismatch: `out` holds another run.
+        BadCurve: another program has rewritten the curve of the run in `out`.
         TrainingDiverged: the loss is no longer finite.
     """
     with _alone(out, processes):

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,7 @@ from supernet.checkpoint import (
 from supernet.curves import BACKBONE_CHART, BackboneEpoch, Epoch
 from supernet.dataset import CocoDataset
 from supernet.detector_training import Splits, TrainedDetector, train_detector
-from supernet.errors import BadCheckpoint, CheckpointMismatch, FolderInUse
+from supernet.errors import BadCheckpoint, BadCurve, CheckpointMismatch, FolderInUse
 from supernet.loading import Loader
 from supernet.pretraining import LabelledBatch
 from supernet.recipe import Recipe
@@ -183,6 +183,32 @@ train(Path({str(data)!r}), Path({str(tmp_path)!r}))
     ended = train(data, tmp_path)
     assert list(tmp_path.glob(".*.partial")) == []
     assert_equal(ended.last.with_name(RUN), whole.last.with_name(RUN))
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "reason"),
+    [
+        (lambda text: text.replace(b",", b";"), 2, r"epoch: Field required"),
+        (lambda text: text.replace(b"\n1,3,", b"\n1,three,"), 2, "step: Input should be a valid integer"),
+        (lambda text: text + b"my notes\n", 3, "epoch: Input should be a valid integer"),
+        (lambda text: text + b"1,3,0,0,0,0,0,0,0,0,0,0,0,0\n", 3, "more columns: Extra inputs are not permitted"),
+        (lambda text: text.decode().encode("utf-16"), 1, "'utf-8' codec can't decode byte 0xff"),
+    ],
+    ids=["semicolons", "words", "more lines", "more columns", "other encoding"],
+)
+def test_a_curve_that_another_program_rewrote_is_named_with_its_line(
+    change: Callable[[bytes], bytes], line: int, reason: str, data: Path, tmp_path: Path
+) -> None:
+    once = SHORT.model_copy(update={"epochs": 1})
+    train(data, tmp_path, once)
+    curve = tmp_path / "curve.csv"
+    curve.write_bytes(change(curve.read_bytes()))
+    with pytest.raises(BadCurve) as refused:
+        train(data, tmp_path, once)
+    assert str(refused.value).startswith(f"line {line} of {curve} is no epoch of this training ({reason}")
+    assert str(refused.value).endswith("): remove the file, the weights are not affected.")
+    curve.unlink()
+    assert train(data, tmp_path, once).rows == ()
 
 
 def test_two_runs_in_one_folder_do_not_remove_what_the_other_is_writing(data: Path, tmp_path: Path) -> None:
