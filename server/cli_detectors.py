@@ -145,7 +145,7 @@ def evaluate(
     drop_bad: DropBadOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a detector on a data set, as COCO does, and time it on up to 100 of the images.
+    """Score a detector on a data set, as COCO does, and time it in up to 100 runs on its images.
 
     Times are medians, with the quartiles beside them: of preparing a decoded image, of the network alone, and of the
     network with what follows (threshold, NMS).
