@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from server.cli_options import DropBadOption, JsonOption, SeedOption, fail, input_size
+from server.cli_options import DropBadOption, JsonOption, SeedOption, fail, finite, input_size
 from server.console import table
 from server.progress import Steps
 
@@ -106,6 +106,7 @@ def convert_data(
         typer.Option(
             min=0.001,
             max=0.999,
+            callback=finite,
             help="Share of the training images that become val, for a source without val; default: 0.2.",
             show_default=False,
         ),

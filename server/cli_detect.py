@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli_options import fail
+from server.cli_options import fail, finite
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,7 +35,7 @@ def detect(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the drawn images and detections.json.")],
-    score: Annotated[float, typer.Option(min=0.05, max=1, help="Lowest score that is shown.")] = 0.3,
+    score: Annotated[float, typer.Option(min=0.05, max=1, callback=finite, help="Lowest score that is shown.")] = 0.3,
     threads: Annotated[int, typer.Option(min=1, help="Threads that the detector runs with.")] = 1,
 ) -> None:
     """Draw what a detector sees, and write its boxes in pixels of the original images (upright, as EXIF says).

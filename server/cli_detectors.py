@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from server.cli_options import DropBadOption, ImageOption, JsonOption, SeedOption, SpaceOption, fail, input_size
+from server.cli_options import DropBadOption, ImageOption, JsonOption, SeedOption, fail, input_size
 from server.cli_training import TrainingTeller, evaluation_text, left_out_text, speed_text
 from server.cli_training_options import (
     BatchOption,
+    ConfigSpaceOption,
     DropPathOption,
     EmaOption,
     EpochsOption,
@@ -20,6 +21,7 @@ from server.cli_training_options import (
     PrecisionOption,
     WorkersOption,
     adjusted,
+    space_of,
 )
 
 
@@ -36,7 +38,7 @@ def train(
             "spaces heatdetr and heatdetr-xca, or the config.json of an answer."
         ),
     ] = "largest",
-    space: SpaceOption = "heatdetr-edge",
+    space: ConfigSpaceOption = None,
     image: ImageOption = None,
     stride: Annotated[
         int | None,
@@ -76,9 +78,10 @@ def train(
 ) -> None:
     """Train a detector on a data set in COCO format.
 
-    Leaves best.safetensors, last.safetensors, curve.csv, curve.png and TensorBoard events. Under `torchrun` several
-    processes share each batch: `torchrun --nproc-per-node 8 -m server.cli train ...`. On CUDA BatchNorm sees what all
-    of them run at once (SyncBatchNorm), elsewhere each process its own share: give it 8 images or more.
+    Leaves best.safetensors, last.safetensors, curve.csv, curve.png, TensorBoard events, and run.safetensors, from which
+    the same command goes on; it is no detector to use. Under `torchrun` several processes share each batch:
+    `torchrun --nproc-per-node 8 -m server.cli train ...`. On CUDA BatchNorm sees what all of them run at once
+    (SyncBatchNorm), elsewhere each process its own share: give it 8 images or more.
 
     Example: `heatnas train shapes --out run --space heatdetr-nano --epochs 20`
     """
@@ -100,8 +103,9 @@ def train(
         precision=precision,
         seed=seed,
     )
+    named = space_of(config, space)
     training = CocoDataset(data, "train", image=None, drop_bad=drop_bad)
-    chosen_space, chosen = choose(config, space, input_size(image), stride=stride, classes=len(training.classes))
+    chosen_space, chosen = choose(config, named, input_size(image), stride=stride, classes=len(training.classes))
     held_out = CocoDataset(data, "val", image=chosen.image, drop_bad=drop_bad)
     if held_out.classes != training.classes:
         fail(f"{data}: val has the classes {held_out.classes}, train {training.classes}: give both the same")
@@ -141,7 +145,7 @@ def evaluate(
     drop_bad: DropBadOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a detector on a data set, as COCO does, and time it on up to 100 of the images.
+    """Score a detector on a data set, as COCO does, and time it in up to 100 runs on its images.
 
     Times are medians, with the quartiles beside them: of preparing a decoded image, of the network alone, and of the
     network with what follows (threshold, NMS).

@@ -54,9 +54,13 @@ def export(
     ] = None,
     drop_bad: DropBadOption = False,
     calibration_images: Annotated[
-        int, typer.Option(min=1, help="Training images that int8 takes its ranges from.")
-    ] = 100,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime while it scores.")] = 1,
+        int | None,
+        typer.Option(min=1, help="Training images that int8 takes its ranges from; default: 100.", show_default=False),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of ONNX Runtime while it scores; default: 1.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a trained detector: model.onnx (opset 20), and manifest.json with all that it takes to run it.
@@ -77,6 +81,10 @@ def export(
     wanted = {Precision(name) for name in precision or ()}
     if Precision.INT8 in wanted and data is None:
         fail("--precision int8 needs images to calibrate on: name a data set in COCO format with --data")
+    if calibration_images is not None and Precision.INT8 not in wanted:
+        fail(f"--calibration-images {calibration_images} is for int8 alone: add --precision int8, or leave it out")
+    if data is None:
+        _refuse_without_data(threads, drop_bad=drop_bad)
     steps = Steps(sys.stderr)
     try:
         manifest = deploy(
@@ -85,13 +93,20 @@ def export(
             version=version("heatnas"),
             batch=batch,
             precisions=wanted,
-            measuring=None if data is None else Measuring(data, calibration_images, threads, drop_bad),
+            measuring=None if data is None else Measuring(data, calibration_images or 100, threads or 1, drop_bad),
             profile=None if profile is None else RuntimeProfile(profile),
             tell=steps.begin,
         )
     finally:
         steps.close()
     typer.echo(json.dumps(manifest.model_dump(mode="json")) if as_json else _text(out, manifest))
+
+
+def _refuse_without_data(threads: int | None, *, drop_bad: bool) -> None:
+    """Refuse the options that say how data are scored."""
+    given = "--drop-bad" if drop_bad else f"--threads {threads}" if threads is not None else None
+    if given is not None:
+        fail(f"{given} is for scoring, and nothing is scored without data: add --data, or leave it out")
 
 
 def _text(out: Path, manifest: "Manifest") -> str:

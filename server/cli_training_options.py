@@ -5,12 +5,26 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from server.cli_options import fail, finite
+
 if TYPE_CHECKING:
     from supernet.recipe import RunRecipe
 
 R = TypeVar("R", bound="RunRecipe")
 
+DEFAULT_SPACE = "heatdetr-edge"
+"""Where a config is named without one."""
+
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted run in it goes on.")]
+ConfigSpaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--space",
+        help="Search space of the config, alone or for a runtime, such as heatdetr-edge@cpu; `heatnas spaces` lists "
+        "them. A config.json brings its own. Default: heatdetr-edge.",
+        show_default=False,
+    ),
+]
 EpochsOption = Annotated[
     int | None,
     typer.Option(
@@ -33,13 +47,15 @@ MicroBatchOption = Annotated[
     ),
 ]
 LearningRateOption = Annotated[
-    float | None, typer.Option(min=1e-9, help="Peak rate of AdamW; default: the recipe's.", show_default=False)
+    float | None,
+    typer.Option(min=1e-9, callback=finite, help="Peak rate of AdamW; default: the recipe's.", show_default=False),
 ]
 EmaOption = Annotated[
     float | None,
     typer.Option(
         min=0,
         max=0.99999,
+        callback=finite,
         help="Decay of the averaged weights, which are evaluated and kept; 0 keeps the trained ones. Default: the "
         "recipe's.",
         show_default=False,
@@ -50,6 +66,7 @@ DropPathOption = Annotated[
     typer.Option(
         min=0,
         max=0.9,
+        callback=finite,
         help="Chance that the branches of the last block are left out for an image, less in earlier ones; default: the "
         "recipe's.",
         show_default=False,
@@ -63,6 +80,13 @@ PrecisionOption = Annotated[
     ),
 ]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Child processes that read and change images.")]
+
+
+def space_of(config: str, space: str | None) -> str:
+    """Return the name of the space that a config is of; none may be named for a `config.json`, which brings its own."""
+    if space is not None and config.endswith(".json"):
+        fail(f"--space {space}: {config} brings its own space; leave the option out")
+    return space or DEFAULT_SPACE
 
 
 def adjusted(recipe: R, *, epochs: int | None, **changes: object) -> R:

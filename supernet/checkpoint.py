@@ -187,9 +187,18 @@ def load_any_run(path: Path) -> Content[DetectorHeader | BackboneHeader]:
     """Read the checkpoint of a detector or of a backbone.
 
     Raises:
-        BadCheckpoint: the file is missing, damaged, neither of the two, or of another version of the product.
+        BadCheckpoint: the file is missing, damaged, neither of the two, what a run goes on from, or of another version
+            of the product.
     """
-    return _load(path, _ANY_RUN.validate_json)
+    found = _load(path, _ANY_RUN.validate_json)
+    prefix = DETECTOR if isinstance(found.header, DetectorHeader) else BACKBONE
+    if not all(name.startswith(prefix) for name in found.tensors):  # moments and averages stand beside the weights
+        raise BadCheckpoint(
+            path,
+            "it is what a run goes on from, not the weights that it keeps",
+            advice="Name best.safetensors or last.safetensors beside it",
+        )
+    return found
 
 
 def _load(path: Path, parse: Callable[[str], R]) -> Content[R]:
@@ -293,7 +302,13 @@ def load_detector(path: Path) -> TrainedWeights:
     Raises:
         BadCheckpoint: the file is missing, damaged, or not the checkpoint of a detector that this version can read.
     """
-    tensors, header, sha256 = _load(path, DetectorHeader.model_validate_json)
+    tensors, header, sha256 = load_any_run(path)
+    if isinstance(header, BackboneHeader):
+        raise BadCheckpoint(
+            path,
+            "it holds a backbone of `heatnas pretrain`, and a detector is wanted",
+            advice="Start one from it with `heatnas train --init`, or name another file",
+        )
     with torch.random.fork_rng(devices=[]):
         detector = HeatDETR(header.space, header.config)
     try:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
 from nas.values import Value
+from supernet.errors import BadCurve
 from supernet.files import write_whole
 
 CSV_NAME, PICTURE_NAME, EVENTS_NAME = "curve.csv", "curve.png", "events"
@@ -117,7 +120,11 @@ class Curves(Generic[R]):
     """
 
     def __init__(self, folder: Path, chart: Chart[R], *, epochs: int = 0) -> None:
-        """Go on after so many epochs; rows of later ones, which a killed run left, are dropped."""
+        """Go on after so many epochs; rows of later ones, which a killed run left, are dropped.
+
+        Raises:
+            BadCurve: the rows so far cannot be read.
+        """
         self._folder, self._chart = folder, chart
         path = folder / CSV_NAME
         read = _read(path, chart.row) if epochs and path.exists() else []
@@ -168,6 +175,13 @@ def draw(rows: Sequence[R], chart: Chart[R], path: Path) -> None:
 
 
 def _read(path: Path, kind: type[R]) -> list[R]:
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    return [kind.model_validate({name: text or None for name, text in line.items()}) for line in lines]
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = csv.DictReader(file, restkey="more columns")
+        try:
+            return [kind.model_validate({name: text or None for name, text in line.items()}) for line in lines]
+        except ValidationError as fault:
+            wrong = fault.errors()[0]
+            reason = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
+            raise BadCurve(path, line=lines.line_num, reason=reason) from fault
+        except (csv.Error, UnicodeDecodeError) as fault:
+            raise BadCurve(path, line=lines.line_num + 1, reason=str(fault)) from fault

@@ -54,8 +54,8 @@ class CocoDataset:
         image_ids: COCO id of each sample.
         scales: original width and height over those of the sample (n, 2).
         left_out: what was wrong and is left out or clipped.
-        content_sha256: hash of boxes, classes and images at their original size: of their pixels, or where they are not
-            kept in memory, of the names and sizes of their files.
+        content_sha256: hash of boxes and areas, crowds included, classes and images at their original size: of their
+            pixels, or where they are not kept in memory, of the names and sizes of their files.
     """
 
     def __init__(
@@ -75,9 +75,10 @@ class CocoDataset:
         self.category_ids = tuple(int(category["id"]) for category in categories)
         listed = checked.coco["images"]
         self._entries = tuple(listed[index] for index in spread_evenly(len(listed), most))
-        self._objects = self._boxes_of_each(checked.coco)
+        notes = _by_image(checked.coco)
+        self._objects = self._boxes_of_each(notes)
         self._samples: tuple[Sample, ...] | None = None
-        self.content_sha256, faults = self._load(keep=self._mib() <= memory_mib)
+        self.content_sha256, faults = self._load(notes, keep=self._mib() <= memory_mib)
         self.left_out = without_bad(folder, causes(checked.faults, faults), drop_bad=drop_bad)
         if not self._entries:
             nothing = Fault(FaultKind.NOTHING_LISTED, "no image is left that can be used", annotation_path(split))
@@ -117,7 +118,7 @@ class CocoDataset:
             advice = f"Its header was sound when the data set was opened; `heatnas data check {self.folder}` reads all"
             raise BadDataset(self.folder, [image_fault(fault, entry, self.split).text], advice=advice) from fault
 
-    def _load(self, *, keep: bool) -> tuple[str, tuple[Fault, ...]]:
+    def _load(self, notes: Mapping[int, Sequence[Json]], *, keep: bool) -> tuple[str, tuple[Fault, ...]]:
         """Check every image and leave out the bad ones; return the content hash and what is wrong."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         usable, samples, faults = [], [], []
@@ -134,7 +135,7 @@ class CocoDataset:
                 faults.append(image_fault(fault, entry, self.split))
                 continue
             usable.append(entry)
-            for part in self._objects[entry["id"]]:
+            for part in (*self._objects[entry["id"]], self._judged(notes.get(entry["id"], ()))):
                 digest.update(part.tobytes())
         self._entries = tuple(usable)
         self._samples = tuple(samples) if keep else None
@@ -145,10 +146,20 @@ class CocoDataset:
         resized = pixels if self.image is None else stretch(pixels, self.image)
         return Sample(resized, _shrunk(boxes, np.array(self._scale(entry), dtype=np.float32)), labels)
 
-    def _boxes_of_each(self, coco: Json) -> dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        objects = _objects_by_image(coco)
+    def _boxes_of_each(
+        self, notes: Mapping[int, Sequence[Json]]
+    ) -> dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]]:
         labels = {category: label for label, category in enumerate(self.category_ids)}
-        return {entry["id"]: _boxes(objects.get(entry["id"], []), entry, labels) for entry in self._entries}
+        return {entry["id"]: _boxes(notes.get(entry["id"], ()), entry, labels) for entry in self._entries}
+
+    def _judged(self, notes: Sequence[Json]) -> NDArray[np.float64]:
+        """Return what AP depends on besides what is learned: crowds are passed over, areas tell small from large."""
+        rows = []
+        for note in notes:
+            x, y, width, height = note["bbox"]
+            label = self.category_ids.index(int(note["category_id"]))
+            rows.append((note.get("iscrowd", 0), label, note.get("area", width * height), x, y, width, height))
+        return np.array(rows, dtype=np.float64)
 
     def _scale(self, entry: Json) -> tuple[float, float]:
         if self.image is None:
@@ -182,15 +193,17 @@ def spread_evenly(count: int, most: int | None) -> list[int]:
     return [place * count // chosen for place in range(chosen)]
 
 
-def _objects_by_image(coco: Json) -> dict[int, list[Json]]:
-    objects: dict[int, list[Json]] = {}
+def _by_image(coco: Json) -> dict[int, list[Json]]:
+    notes: dict[int, list[Json]] = {}
     for note in coco["annotations"]:
-        if not note.get("iscrowd", 0):
-            objects.setdefault(int(note["image_id"]), []).append(note)
-    return objects
+        notes.setdefault(int(note["image_id"]), []).append(note)
+    return notes
 
 
-def _boxes(notes: list[Json], entry: Json, labels: Mapping[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _boxes(
+    notes: Sequence[Json], entry: Json, labels: Mapping[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    notes = [note for note in notes if not note.get("iscrowd", 0)]
     corners = np.array([note["bbox"] for note in notes], dtype=np.float32).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     limits = np.array((entry["width"], entry["height"]) * 2, dtype=np.float32)

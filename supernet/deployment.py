@@ -70,7 +70,8 @@ def deploy(
         tell: follows the steps.
 
     Raises:
-        BadCheckpoint: the file is none of a detector, or its classes are not those of the data.
+        BadCheckpoint: the file is none of a detector.
+        OtherClasses: its classes are not those of the data.
         BadDataset: the data cannot be used.
         ParityError: a file computes something else than the detector.
         NotFinite: the int8 file gives what is no number on the calibration images.

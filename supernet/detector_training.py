@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -26,7 +27,7 @@ from supernet.pretrained import Transfer, start_from
 from supernet.processes import ALONE, Processes
 from supernet.recipe import Recipe
 from supernet.stepping import Loss
-from supernet.training_run import RUN, Progress, Task, Trained, run_training
+from supernet.training_run import Progress, Task, Trained, run_training
 
 TrainedDetector = Trained[DetectorEpoch]
 
@@ -81,17 +82,14 @@ def train_detector(
     Raises:
         BadCheckpoint: `init` is neither a backbone nor a detector.
         NothingInCommon: nothing of `init` fits.
+        FolderInUse: another process trains in `out`.
         CheckpointMismatch: `out` holds a run with another config, recipe, data or `init`.
         TrainingDiverged: the loss is no longer finite.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         detector = HeatDETR(space, config)
     taken = None if init is None else start_from(init, detector, classes=data.train.classes)
-    if taken is not None and processes.is_first and not (out / RUN).exists():
-        out.mkdir(parents=True, exist_ok=True)
-        taken.save(out)
-        on_init(taken)
     set_drop_path(detector.blocks.values(), recipe.drop_path)
     header = DetectorHeader(
         space=space,
@@ -115,9 +113,16 @@ def train_detector(
         recipe=recipe,
         processes=processes,
         progress=progress,
+        on_start=(lambda: None) if taken is None else partial(_note, taken, out, on_init),
         on_epoch=on_epoch,
         clock=clock,
     )
+
+
+def _note(taken: Transfer, out: Path, on_init: Callable[[Transfer], None]) -> None:
+    """Say what was taken, in the folder of the run and to the caller."""
+    taken.save(out)
+    on_init(taken)
 
 
 class _Detection(Task[Batch, Evaluation, DetectorEpoch]):

@@ -8,9 +8,12 @@ SupernetError
 ├── DatasetExists       the folder holds something other than the data set asked for
 ├── FolderTaken         the folder of a converted data set holds something already
 ├── BadCheckpoint       a file that is no checkpoint of this version
+├── OtherClasses        data whose classes are not those that a detector tells apart
 ├── BadManifest         a manifest that does not describe the file beside it
 ├── UnreadableImage     a file that cannot be looked at
+├── FolderInUse         another process trains in the folder
 ├── CheckpointMismatch  a checkpoint of another run stands where this run wants to go on
+├── BadCurve            the curve of a run, rewritten by another program
 ├── NothingInCommon     weights to start from, of which none fits
 ├── BatchTooSmall       more processes share a step than it has images
 ├── UnevenShares        a process has fewer images in a step than micro-batches
@@ -20,6 +23,7 @@ SupernetError
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from supernet.faults import FaultKind
 
@@ -76,6 +80,10 @@ class BadDataset(SupernetError):
         more = f"; and {len(self.faults) - 8} more" if len(self.faults) > 8 else ""
         super().__init__(f"{folder}: {len(self.faults)} fault(s){summary}: {shown}{more}. {advice}.")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come from a child process as it is: an exception would be made anew of its message alone."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
 
 class BadImage(SupernetError):
     """An image file cannot be used.
@@ -112,8 +120,20 @@ class FolderTaken(SupernetError):
 class BadCheckpoint(SupernetError):
     """A file is not a checkpoint that this version can read."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} is no usable checkpoint: {reason}. Train again, or name another file.")
+    def __init__(self, path: Path, reason: str, *, advice: str = "Train again, or name another file") -> None:
+        """Report the reason; `advice` says what to do, without a full stop."""
+        super().__init__(f"{path} is no usable checkpoint: {reason}. {advice}.")
+
+
+class OtherClasses(SupernetError):
+    """A detector and a data set are both sound, but do not go together."""
+
+    def __init__(self, path: Path, told_apart: str, *, folder: Path, found: str) -> None:
+        """Report the classes of the detector at `path`, and what stands in the data in `folder` instead."""
+        super().__init__(
+            f"{path} tells {told_apart} apart, {folder} has {found}: name data with the detector's classes in their "
+            f"order, or train a detector on {folder}."
+        )
 
 
 class BadManifest(SupernetError):
@@ -136,6 +156,15 @@ class UnreadableImage(SupernetError):
         super().__init__(f"{path} is no image that can be read: {reason}. Replace it, or leave it out.")
 
 
+class FolderInUse(SupernetError):
+    """Another process trains in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"another process trains in {folder}: wait for it or stop it, or give this run a folder of its own."
+        )
+
+
 class CheckpointMismatch(SupernetError):
     """A run was to go on from a checkpoint of a different run."""
 
@@ -144,6 +173,16 @@ class CheckpointMismatch(SupernetError):
         super().__init__(
             f"{path} belongs to a run that differs in {'; '.join(differences)}: "
             f"give this run another folder, or {otherwise}."
+        )
+
+
+class BadCurve(SupernetError):
+    """The rows of a training cannot be read; another program has written them."""
+
+    def __init__(self, path: Path, *, line: int, reason: str) -> None:
+        super().__init__(
+            f"line {line} of {path} is no epoch of this training ({reason}): remove the file, the weights are not "
+            "affected."
         )
 
 

@@ -148,6 +148,11 @@ def to_float16(content: bytes) -> bytes:
     return halved_content
 
 
+def _read_as(node: onnx.NodeProto, place: int, type_: int) -> int:
+    """Return the type of an input of a node that computes in a type: ONNX has the scales of Resize in float32 alone."""
+    return FLOAT if node.op_type == "Resize" and place > 0 else type_
+
+
 @dataclass
 class _Halved:
     """The nodes of a graph, one after another, each in its own type.
@@ -169,7 +174,7 @@ class _Halved:
         """Add a node that computes in a type, with the casts that it needs."""
         new = onnx.NodeProto()
         new.CopyFrom(node)
-        new.input[:] = [self._as(name, type_) for name in node.input]
+        new.input[:] = [self._as(name, _read_as(node, place, type_)) for place, name in enumerate(node.input)]
         self.nodes.append(new)
         for name in node.output:
             if self.types.get(name) == FLOAT:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from supernet.augment import Augmentation, augment
 from supernet.dataset import CocoDataset, Sample
-from supernet.errors import BatchTooSmall, UnevenShares
+from supernet.errors import BadDataset, BatchTooSmall, UnevenShares
 from supernet.evaluation import images_to_floats
 from supernet.losses import Target
 from supernet.processes import ALONE, Processes
@@ -81,21 +81,25 @@ class Loader(Generic[T, B]):
             raise BatchTooSmall(recipe.batch, processes.size)
         self.steps = recipe.epoch_steps(images)
         self._places = _Places(images, self.steps, recipe, processes)
-        self._loader: DataLoader[T] = DataLoader(
+        self._loader: DataLoader[T | BadDataset] = DataLoader(
             _Drawn(draw, recipe.seed),
             batch_sampler=self._places,
-            collate_fn=collate,
+            collate_fn=partial(_collated, collate),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=processes.device.type == "cuda",
         )
 
     def epoch(self, number: int) -> Iterator[list[B]]:
-        """Yield the micro-batches of each step of an epoch."""
+        """Yield the micro-batches of each step of an epoch.
+
+        Raises:
+            BadDataset: an image, sound by its header, cannot be read.
+        """
         self._places.epoch = number
-        batches: Iterator[B] = iter(self._loader)
+        batches: Iterator[B | BadDataset] = iter(self._loader)
         for _ in range(self.steps):
-            yield [next(batches) for _ in range(self._places.parts)]
+            yield [_sound(next(batches)) for _ in range(self._places.parts)]
 
 
 def detector_loader(
@@ -135,14 +139,36 @@ class _Places:
             yield from (mine[start:end] for start, end in pairwise(ends))
 
 
-class _Drawn(Dataset[T]):
-    """Samples changed as (seed, epoch, index) decides."""
+class _Drawn(Dataset[T | BadDataset]):
+    """Samples changed as (seed, epoch, index) decides; of one that cannot be read the error, in its place.
+
+    What a child process raises reaches this one as its text in a RuntimeError; what it returns arrives as it is.
+    """
 
     def __init__(self, draw: Callable[[int, np.random.Generator], T], seed: int) -> None:
         self._draw, self._seed = draw, seed
 
-    def __getitem__(self, place: Place) -> T:
-        return self._draw(place[1], np.random.default_rng((self._seed, 2, *place)))
+    def __getitem__(self, place: Place) -> T | BadDataset:
+        try:
+            return self._draw(place[1], np.random.default_rng((self._seed, 2, *place)))
+        except BadDataset as error:
+            return error
+
+
+def _collated(collate: Callable[[Sequence[T]], B], drawn: Sequence[T | BadDataset]) -> B | BadDataset:
+    """Put samples together, or return the first error that stands in the place of one."""
+    samples = []
+    for one in drawn:
+        if isinstance(one, BadDataset):
+            return one
+        samples.append(one)
+    return collate(samples)
+
+
+def _sound(batch: B | BadDataset) -> B:
+    if isinstance(batch, BadDataset):
+        raise batch
+    return batch
 
 
 def _augmented(

@@ -110,11 +110,12 @@ def pretrain_backbone(
         clock: counts seconds.
 
     Raises:
+        FolderInUse: another process trains in `out`.
         CheckpointMismatch: `out` holds a run with another config, recipe or data.
         TrainingDiverged: the loss is no longer finite.
     """
     train, held_out = data
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = Classifier(space, config, len(train.classes))
     set_drop_path(network.blocks.values(), recipe.drop_path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from supernet.checkpoint import load_detector
 from supernet.dataset import CocoDataset
-from supernet.errors import BadCheckpoint
+from supernet.errors import OtherClasses
 from supernet.evaluation import Evaluation, Progress, evaluate, evaluate_module
 from supernet.loaded import LoadedDetector, load, torch_threads
 from supernet.speed import Clock, Speed, measure_speed
@@ -26,7 +26,8 @@ def score_and_time(
     of the split.
 
     Raises:
-        BadCheckpoint: the file is none of the two, or its classes are not those of the data.
+        BadCheckpoint: the file is none of the two.
+        OtherClasses: its classes are not those of the data.
         BadManifest: the manifest beside an ONNX file speaks of another one.
         BadDataset: the split cannot be used.
     """
@@ -41,10 +42,10 @@ def check_classes(path: Path, names: tuple[str, ...], data: CocoDataset) -> None
     """Refuse data with other classes than the detector's, or in another order.
 
     Raises:
-        BadCheckpoint: they differ.
+        OtherClasses: they differ.
     """
     if data.classes != names:
-        raise BadCheckpoint(path, f"it tells {', '.join(names)} apart, {data.folder} has {', '.join(data.classes)}")
+        raise OtherClasses(path, ", ".join(names), folder=data.folder, found=", ".join(data.classes))
 
 
 def _split_for(detector: LoadedDetector, folder: Path, split: str, *, drop_bad: bool) -> CocoDataset:
@@ -52,8 +53,8 @@ def _split_for(detector: LoadedDetector, folder: Path, split: str, *, drop_bad: 
     if detector.names is not None:
         check_classes(detector.path, detector.names, data)
     elif detector.classes != len(data.classes):
-        raise BadCheckpoint(
-            detector.path, f"it tells {detector.classes} classes apart, {folder} has {len(data.classes)}"
+        raise OtherClasses(
+            detector.path, f"{detector.classes} classes", folder=folder, found=f"{len(data.classes)} classes"
         )
     return data
 

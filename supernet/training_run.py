@@ -6,7 +6,8 @@ last finished epoch ends with the same weights, bit by bit on the same CPU with 
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -23,7 +24,8 @@ from supernet.checkpoint import (
     save_checkpoint,
 )
 from supernet.curves import Chart, Curves, Epoch
-from supernet.errors import CheckpointMismatch
+from supernet.errors import CheckpointMismatch, FolderInUse
+from supernet.files import only_holder
 from supernet.loading import Loader
 from supernet.processes import ALONE, Processes
 from supernet.recipe import RunRecipe
@@ -32,6 +34,7 @@ from supernet.stepping import Loss, Movable, Stepper
 BEST, LAST, RUN = "best.safetensors", "last.safetensors", "run.safetensors"
 """Names in the folder of a run: two networks, and what an unfinished run needs to go on."""
 
+_LOCK = ".run.lock"
 _BEST_QUALITY = "best_quality"
 
 B = TypeVar("B", bound=Movable)
@@ -116,6 +119,7 @@ def run_training(
     recipe: RunRecipe,
     processes: Processes = ALONE,
     progress: Callable[[Progress], None] = lambda _: None,
+    on_start: Callable[[], None] = lambda: None,
     on_epoch: Callable[[R, S | None], None] = lambda *_: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trained[R]:
@@ -132,20 +136,43 @@ def run_training(
         recipe: how.
         processes: which of several processes this is; only the first writes and tells.
         progress: told after each optimiser step.
+        on_start: called before the first step, unless the run only goes on.
         on_epoch: told after each epoch.
         clock: counts seconds.
 
     Raises:
+        FolderInUse: another process trains in `out`.
         CheckpointMismatch: `out` holds another run.
+        BadCurve: another program has rewritten the curve of the run in `out`.
         TrainingDiverged: the loss is no longer finite.
     """
-    run = _TrainingRun(task, network, loader, header, out, recipe, processes, clock)
-    run.resume()
-    while run.epoch < recipe.epochs:
-        row, score = run.train_epoch(progress)
+    with _alone(out, processes):
+        run = _TrainingRun(task, network, loader, header, out, recipe, processes, clock)
+        run.resume()
+        if run.epoch == 0 and processes.is_first:
+            on_start()
+        while run.epoch < recipe.epochs:
+            row, score = run.train_epoch(progress)
+            if processes.is_first:
+                on_epoch(row, score)
+        return Trained(out / BEST, out / LAST, tuple(run.curves.rows))
+
+
+@contextmanager
+def _alone(out: Path, processes: Processes) -> Iterator[None]:
+    """Keep other runs out of a folder; the processes of this one have it together.
+
+    Raises:
+        FolderInUse: a run of another process is under way there.
+    """
+    with ExitStack() as held:
         if processes.is_first:
-            on_epoch(row, score)
-    return Trained(out / BEST, out / LAST, tuple(run.curves.rows))
+            out.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(only_holder(out / _LOCK))
+            except BlockingIOError:
+                raise FolderInUse(out) from None
+        yield
 
 
 class _TrainingRun(Generic[B, S, R, H]):
@@ -233,9 +260,11 @@ class _TrainingRun(Generic[B, S, R, H]):
         save_checkpoint(self.out / RUN, self._state(), header)
 
     def _is_best(self, score: S) -> bool:
-        """Tell whether no weights so far were as good; where nothing says how good they are, the latest are kept."""
+        """Tell whether no weights so far were as good; where none found anything, the latest have learned most."""
+        if self.best is None or self.best == 0:
+            return True
         quality = self.task.quality(score)
-        return self.best is None or (quality is not None and quality > self.best)
+        return quality is not None and quality > self.best
 
     def _state(self) -> dict[str, Tensor]:
         best = {} if self.best is None else {_BEST_QUALITY: torch.tensor(self.best, dtype=torch.float64)}

@@ -1,5 +1,6 @@
 """The house stands as drawn: imports point down, importing does nothing, and the edge install stays small."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -198,3 +199,15 @@ def test_the_base_install_measures_a_graph(bare: Path, tmp_path: Path) -> None:
 
     assert result.returncode == 0, result.stderr
     assert "ms" in result.stdout
+
+
+def test_every_fork_of_the_random_numbers_says_that_it_is_of_no_gpu() -> None:
+    """Without `devices` torch forks those of all GPUs, and warns at length where there are several."""
+    calls = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "supernet").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "fork_rng"
+        if "devices" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert calls == []

@@ -99,8 +99,8 @@ class Attention(nn.Module):
         self.kept = None if block.kept_tokens == block.tokens else block.kept_tokens
         self.mlp = MLP(block, self.form if self.kept is None else Rows(block.height, block.width))
         self.drop = DropPath()
-        if block.kept_tokens is not None and block.kept_tokens < block.tokens:
-            self.order = TokenOrder(tokens=block.tokens, kept=block.kept_tokens)
+        if self.kept is not None:
+            self.order = TokenOrder(tokens=block.tokens, kept=self.kept)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map in the layout that the block gives."""

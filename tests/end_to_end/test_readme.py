@@ -77,7 +77,8 @@ def test_the_walk_through_ends_with_a_measured_file(tmp_path: Path) -> None:
     assert "FPS  median of" in said
 
 
-def test_twenty_lines_of_plain_onnxruntime_see_what_heatnas_sees(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", ["1", "3"])
+def test_twenty_lines_of_plain_onnxruntime_see_what_heatnas_sees(batch: str, tmp_path: Path) -> None:
     (lines,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     assert sum(bool(line.strip()) for line in lines.splitlines()) <= 20
     imported = {
@@ -93,7 +94,7 @@ def test_twenty_lines_of_plain_onnxruntime_see_what_heatnas_sees(tmp_path: Path)
     Image.fromarray(noise).resize((200, 150), Image.Resampling.BICUBIC).save(photo)
     checkpoint = bold_checkpoint(tmp_path / "best.safetensors")
     for order in (
-        ["export", checkpoint, "--out", tmp_path / "exported"],
+        ["export", checkpoint, "--out", tmp_path / "exported", "--batch", batch],
         ["detect", photo, "--detector", tmp_path / "exported", "--out", tmp_path / "drawn", "--score", "0.05"],
     ):
         assert CliRunner().invoke(app, [str(part) for part in order]).exit_code == 0

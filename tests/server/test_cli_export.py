@@ -12,6 +12,8 @@ from supernet.errors import BadDataset
 from tests.supernet.exported import bold_checkpoint
 from tests.supernet.tiny_space import tiny_data
 
+NOT_SCORED = "is for scoring, and nothing is scored without data: add --data, or leave it out"
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -60,6 +62,23 @@ def test_int8_without_images_is_refused_before_anything_is_written(root: Path) -
         1,
         "heatnas: --precision int8 needs images to calibrate on: name a data set in COCO format with --data\n",
     )
+    assert not (root / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (
+            ["--calibration-images", "5", "--precision", "fp16"],
+            "--calibration-images 5 is for int8 alone: add --precision int8, or leave it out",
+        ),
+        (["--threads", "1"], f"--threads 1 {NOT_SCORED}"),
+        (["--drop-bad"], f"--drop-bad {NOT_SCORED}"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(root: Path, options: list[str], complaint: str) -> None:
+    code, _, said = heatnas("export", root / "best.safetensors", "--out", root / "none", *options)
+    assert (code, said) == (1, f"heatnas: {complaint}\n")
     assert not (root / "none").exists()
 
 

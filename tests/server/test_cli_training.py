@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from server.cli import app
 from server.cli_training import TrainingTeller
+from server.cli_training_options import DEFAULT_SPACE, space_of
 from supernet.checkpoint import Origin
 from supernet.pretrained import Transfer
 from supernet.procedural import make_dataset
@@ -34,3 +35,41 @@ def test_what_speaks_against_the_weights_taken_is_said_right_after_them() -> Non
     teller.transfer(Transfer(origin, {"stem": ("a", "b")}, {}, {}, {}, None))
     taken = "weights of best.safetensors: 2 tensors taken (stem 2)"
     assert out.getvalue().splitlines() == [taken, "warning: trained with gelu", taken]
+
+
+def test_a_space_beside_a_config_that_brings_its_own_is_refused(tmp_path: Path) -> None:
+    """It would be passed over, and the detector would be of another space than its command says."""
+    order = ["train", str(tmp_path), "--out", str(tmp_path / "run"), "--config", "config.json", "--space", "heatdetr"]
+    done = CliRunner().invoke(app, order)
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "heatnas: --space heatdetr: config.json brings its own space; leave the option out\n",
+    )
+    assert not (tmp_path / "run").exists()
+    assert space_of("config.json", None) == space_of("largest", None) == DEFAULT_SPACE == "heatdetr-edge"
+    assert space_of("largest", "heatdetr") == "heatdetr"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "shapes", "--out", "run", "--learning-rate"],
+        ["train", "shapes", "--out", "run", "--ema"],
+        ["train", "shapes", "--out", "run", "--drop-path"],
+        ["detect", "photo.png", "--detector", "best.safetensors", "--out", "drawn", "--score"],
+        ["data", "convert", "voc", "shapes", "--val-share"],
+    ],
+    ids=lambda command: command[-1],
+)
+def test_what_is_no_number_passes_no_bound(command: list[str], tmp_path: Path) -> None:
+    """NaN is neither below nor above a bound, and passed those of earlier versions of Typer."""
+    command = [str(tmp_path) if word == "voc" else word for word in command]
+    done = CliRunner().invoke(app, [*command, "nan"])
+    assert done.exit_code == 2
+    assert f"Invalid value for '{command[-1]}'" in done.stderr
+
+
+def test_an_endless_rate_is_no_rate() -> None:
+    done = CliRunner().invoke(app, ["train", "shapes", "--out", "run", "--learning-rate", "inf"])
+    assert done.exit_code == 2
+    assert "inf is no number: write digits, such as 25 or 0.5" in " ".join(done.stderr.replace("│", " ").split())

@@ -6,7 +6,9 @@ import torch
 from safetensors.torch import save_file
 
 from supernet.checkpoint import (
+    BACKBONE,
     DETECTOR,
+    BackboneHeader,
     Header,
     load_any_run,
     load_checkpoint,
@@ -128,3 +130,19 @@ def test_the_hash_is_of_the_bytes_that_were_loaded_even_if_a_training_replaces_t
     assert (loaded.sha256, found.sha256) == (before, before)
     weights = loaded.detector.state_dict()
     assert all(torch.equal(tensor, weights[name.removeprefix(DETECTOR)]) for name, tensor in found.tensors.items())
+
+
+def test_a_backbone_in_the_place_of_a_detector_is_called_one_and_what_it_is_for_is_said(tmp_path: Path) -> None:
+    header = BackboneHeader(
+        space=TINY, config=TINY.largest(), classes=("cat", "dog"), recipe={}, data="photos", data_sha256="0" * 64,
+        version="0.0.0",
+    )  # fmt: skip
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, {f"{BACKBONE}stem": torch.zeros(1)}, header)
+    with pytest.raises(BadCheckpoint) as refused:
+        load_detector(path)
+    assert str(refused.value) == (
+        f"{path} is no usable checkpoint: it holds a backbone of `heatnas pretrain`, and a detector is wanted. "
+        "Start one from it with `heatnas train --init`, or name another file."
+    )
+    assert load_any_run(path).header == header

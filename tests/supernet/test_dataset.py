@@ -110,7 +110,24 @@ def test_the_last_tenth_of_a_split_is_reached(count: int) -> None:
     assert distances.max() - distances.min() <= 1
 
 
-def test_the_content_hash_depends_on_pixels_and_boxes_alone(tmp_path: Path) -> None:
+def test_the_content_hash_depends_on_all_that_ap_depends_on(tmp_path: Path) -> None:
+    """Two runs would else be one although they were judged by other crowds, or by other areas."""
+    spoilt = [_coco() for _ in range(5)]
+    crowd = next(note for note in spoilt[1]["annotations"] if note.get("iscrowd"))
+    crowd["bbox"][0] += 1
+    spoilt[2]["annotations"][0]["area"] = 150
+    next(note for note in spoilt[3]["annotations"] if note.get("iscrowd"))["category_id"] = 9
+    for number, note in enumerate(spoilt[4]["annotations"]):
+        note["id"] = 90 + number  # says nothing about the picture
+    hashes = []
+    for number, found in enumerate(spoilt):
+        (tmp_path / str(number)).mkdir()
+        hashes.append(CocoDataset(_write(tmp_path / str(number), found), "val", image=(64, 64)).content_sha256)
+    assert len(set(hashes[:4])) == 4
+    assert hashes[4] == hashes[0]
+
+
+def test_the_content_hash_depends_on_pixels_and_boxes_and_on_no_size_asked_for(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         (tmp_path / name).mkdir()
     one = CocoDataset(_write(tmp_path / "one"), "val", image=(64, 64))

@@ -4,12 +4,14 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from supernet.detector import HeatDETR
 from supernet.errors import ParityError
-from supernet.export import export_detector
+from supernet.export import export_detector, randomise_detector
 from supernet.float16 import BOX_TOLERANCE, SCORE_TOLERANCE, compare_float16, to_float16
 from supernet.graph_regions import decoding
 from supernet.layers.global_attention import XCA
 from supernet.onnx_session import run_graph
+from tests.supernet.block_samples import DEVIANT_SPACE
 from tests.supernet.exported import bold_detector, bold_graph
 
 NOISE = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
@@ -44,6 +46,23 @@ def test_inputs_outputs_norms_softmax_and_boxes_stay_float32_and_maps_do_not() -
         if node.op_type in {"Conv", "Gemm", "Relu"}:
             assert reads == {TensorProto.FLOAT16}, node.name
     assert any(node.op_type == "Sqrt" for node in graph.node)  # XCA is there
+
+
+def test_the_scales_of_nearest_upsampling_stay_float32_as_onnx_has_them() -> None:
+    """`upsample: nearest` is a Resize with scales; ONNX Runtime refuses to load a file that has them in float16."""
+    detector = HeatDETR(DEVIANT_SPACE, DEVIANT_SPACE.largest())
+    randomise_detector(detector)
+    whole = export_detector(detector.eval()).onnx
+    half = to_float16(whole)
+    onnx.checker.check_model(onnx.load_from_string(half), full_check=True)
+    graph, found = onnx.load_from_string(half).graph, types(half)
+    resized = [[found[name] for name in node.input if name] for node in graph.node if node.op_type == "Resize"]
+    assert resized
+    assert all(read == [TensorProto.FLOAT16, TensorProto.FLOAT] for read in resized)
+    image = np.random.default_rng(0).random((1, 3, *DEVIANT_SPACE.largest().image), dtype=np.float32)
+    boxes, scores = run_graph(half, [image])
+    assert np.isfinite(boxes).all()
+    assert np.abs(scores - run_graph(whole, [image])[1]).max() < SCORE_TOLERANCE
 
 
 def test_sums_over_all_tokens_do_not_overflow() -> None:

@@ -1,10 +1,13 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from supernet.augment import Augmentation
 from supernet.dataset import CocoDataset, Sample
-from supernet.errors import BatchTooSmall, UnevenShares
+from supernet.errors import BadDataset, BatchTooSmall, UnevenShares
 from supernet.loading import Batch, Loader, detector_loader
 from supernet.processes import Processes
 from supernet.recipe import Recipe
@@ -106,3 +109,18 @@ def test_a_process_without_an_image_for_a_micro_batch_is_refused(data: CocoDatas
         with pytest.raises(UnevenShares, match=message):
             loader(data, batch=3, micro=1, rank=rank, size=2)
     assert [len(step) for step in loader(data, batch=4, micro=1, rank=1, size=2).epoch(0)] == [2] * 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_damaged_behind_its_header_is_named_by_whichever_process_reads_it(
+    workers: int, tmp_path: Path
+) -> None:
+    folder = tiny_data(tmp_path / "data")
+    torn = sorted((folder / "train").iterdir())[5]
+    torn.write_bytes(torn.read_bytes()[:-600])
+    streamed = CocoDataset(folder, "train", image=None, memory_mib=0)
+    drawn = detector_loader(streamed, (64, 64), Recipe(batch=4, seed=3), workers=workers)
+    with pytest.raises(BadDataset, match=rf"^{re.escape(str(folder))}: 1 fault\(s\): image {torn.name}: ") as refused:
+        list(drawn.epoch(0))
+    assert str(refused.value).endswith(f"; `heatnas data check {folder}` reads all.")
+    assert (refused.value.folder, len(refused.value.faults)) == (folder, 1)

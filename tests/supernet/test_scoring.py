@@ -12,7 +12,7 @@ from supernet.dataset import CocoDataset
 from supernet.deployment import deploy
 from supernet.detection import detect_objects
 from supernet.detector_training import TrainedDetector, train_detector
-from supernet.errors import BadCheckpoint
+from supernet.errors import BadCheckpoint, OtherClasses
 from supernet.evaluation import Evaluation
 from supernet.export import export_detector
 from supernet.loaded import load
@@ -80,8 +80,12 @@ def test_data_with_other_classes_are_refused(data: Path, trained: TrainedDetecto
     (other / "val").symlink_to(data / "val")
     text = (data / "annotations" / "val.json").read_text().replace('"ring"', '"torus"')
     (other / "annotations" / "val.json").write_text(text)
-    with pytest.raises(BadCheckpoint, match=r"it tells disc, ring, cross apart, .* has disc, torus, cross"):
+    with pytest.raises(OtherClasses) as refused:
         scored(trained.last, other)
+    assert str(refused.value) == (
+        f"{trained.last} tells disc, ring, cross apart, {other} has disc, torus, cross: name data with the detector's "
+        f"classes in their order, or train a detector on {other}."
+    )
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +144,7 @@ def test_a_file_without_a_manifest_is_scored_if_it_tells_as_many_classes_apart(s
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "val.json").write_text(json.dumps(truth))
     (tmp_path / "val").symlink_to(seen / "data" / "val")
-    with pytest.raises(BadCheckpoint, match=r"it tells 3 classes apart, .* has 4"):
+    with pytest.raises(OtherClasses, match=r"model\.onnx tells 3 classes apart, .* has 4 classes: name data with"):
         scored(tmp_path / "model.onnx", tmp_path)
 
 

@@ -5,26 +5,39 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from supernet.checkpoint import DetectorHeader, load_checkpoint
+from nas.values import Value
+from supernet.checkpoint import (
+    BACKBONE,
+    BackboneHeader,
+    DetectorHeader,
+    load_any_run,
+    load_checkpoint,
+    load_detector,
+)
+from supernet.curves import BACKBONE_CHART, BackboneEpoch, Epoch
 from supernet.dataset import CocoDataset
 from supernet.detector_training import Splits, TrainedDetector, train_detector
-from supernet.errors import CheckpointMismatch
+from supernet.errors import BadCheckpoint, BadCurve, CheckpointMismatch, FolderInUse
+from supernet.loading import Loader
+from supernet.pretraining import LabelledBatch
 from supernet.recipe import Recipe
-from supernet.training_run import BEST, LAST, RUN, Progress
+from supernet.stepping import Loss
+from supernet.training_run import BEST, LAST, RUN, Progress, Task, run_training
 from tests.supernet.tiny_space import TINY, tiny_data
 from tests.supernet.trainings import RECIPE, splits
 
 SHORT = RECIPE.model_copy(update={"epochs": 2, "evaluate_every": 1})
-WRITES = [LAST, BEST, "curve.csv", "curve.png", RUN, LAST, "curve.csv", "curve.png", RUN]
-"""Files that two epochs rename into place; in the second, these weights are no better."""
+WRITES = [LAST, BEST, "curve.csv", "curve.png", RUN] * 2
+"""Files that two epochs rename into place; neither has found anything, and the later weights have learned more."""
 
 
 class PulledPlug(BaseException):
@@ -94,7 +107,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedDetect
     return found
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 4, 6, 7, 9])
 def test_a_kill_between_two_writes_costs_an_epoch_at_most(
     writes: int, data: Path, tmp_path: Path, whole: TrainedDetector
 ) -> None:
@@ -118,6 +131,18 @@ def test_what_goes_on_holds_the_average_and_both_moments(whole: TrainedDetector)
     moments = [name for name in state if name.startswith("optimiser.")]
     assert {name.rsplit(".", 1)[1] for name in moments} == {"step", "exp_avg", "exp_avg_sq"}
     assert all(state[name].item() == 6 for name in moments if name.endswith(".step"))
+
+
+def test_what_a_run_goes_on_from_is_no_detector(whole: TrainedDetector) -> None:
+    """Its weights are those before averaging: a score or an export of it would be of another network."""
+    kept = whole.last.with_name(RUN)
+    for read in (load_detector, load_any_run):
+        with pytest.raises(BadCheckpoint) as refused:
+            read(kept)
+        assert str(refused.value) == (
+            f"{kept} is no usable checkpoint: it is what a run goes on from, not the weights that it keeps. "
+            "Name best.safetensors or last.safetensors beside it."
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -160,6 +185,66 @@ train(Path({str(data)!r}), Path({str(tmp_path)!r}))
     assert_equal(ended.last.with_name(RUN), whole.last.with_name(RUN))
 
 
+@pytest.mark.parametrize(
+    ("change", "line", "reason"),
+    [
+        (lambda text: text.replace(b",", b";"), 2, r"epoch: Field required"),
+        (lambda text: text.replace(b"\n1,3,", b"\n1,three,"), 2, "step: Input should be a valid integer"),
+        (lambda text: text + b"my notes\n", 3, "epoch: Input should be a valid integer"),
+        (lambda text: text + b"1,3,0,0,0,0,0,0,0,0,0,0,0,0\n", 3, "more columns: Extra inputs are not permitted"),
+        (lambda text: text.decode().encode("utf-16"), 1, "'utf-8' codec can't decode byte 0xff"),
+    ],
+    ids=["semicolons", "words", "more lines", "more columns", "other encoding"],
+)
+def test_a_curve_that_another_program_rewrote_is_named_with_its_line(
+    change: Callable[[bytes], bytes], line: int, reason: str, data: Path, tmp_path: Path
+) -> None:
+    once = SHORT.model_copy(update={"epochs": 1})
+    train(data, tmp_path, once)
+    curve = tmp_path / "curve.csv"
+    curve.write_bytes(change(curve.read_bytes()))
+    with pytest.raises(BadCurve) as refused:
+        train(data, tmp_path, once)
+    assert str(refused.value).startswith(f"line {line} of {curve} is no epoch of this training ({reason}")
+    assert str(refused.value).endswith("): remove the file, the weights are not affected.")
+    curve.unlink()
+    assert train(data, tmp_path, once).rows == ()
+
+
+def test_two_runs_in_one_folder_do_not_remove_what_the_other_is_writing(data: Path, tmp_path: Path) -> None:
+    """The second is refused while the first lives; a kill frees the folder at once, with children that load images."""
+    program = f"""
+import sys
+from pathlib import Path
+from supernet.detector_training import train_detector
+from tests.supernet.test_training_run import SHORT, TINY, splits
+
+def stop(*_):
+    print("trains", flush=True)
+    sys.stdin.read()
+
+data, out = Path({str(data)!r}), Path({str(tmp_path)!r})
+train_detector(TINY, TINY.largest(), splits(data), out, recipe=SHORT, workers=1, progress=stop)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "trains\n"
+            writing = tmp_path / f".{RUN}.{first.pid}.partial"
+            writing.write_bytes(b"half of it")
+            with pytest.raises(FolderInUse) as refused:
+                train(data, tmp_path)
+            assert str(refused.value) == (
+                f"another process trains in {tmp_path}: wait for it or stop it, or give this run a folder of its own."
+            )
+            assert writing.exists()
+        finally:
+            first.kill()
+    assert len(train(data, tmp_path).rows) == 2
+    assert not writing.exists()
+
+
 def test_the_leavings_of_another_run_are_not_mixed_in(data: Path, tmp_path: Path) -> None:
     with pytest.raises(PulledPlug), PLUG.before(WRITES.index(RUN)):  # all but what takes it up
         train(data, tmp_path)
@@ -198,11 +283,55 @@ def test_a_run_judged_on_another_held_out_split_is_not_taken_up(data: Path, tmp_
         train(other, tmp_path / "run", once)
 
 
-def test_equal_scores_keep_the_earlier_weights(data: Path, tmp_path: Path) -> None:
-    still = SHORT.model_copy(update={"learning_rate": 1e-9, "frozen_norm": True, "ema": 0.0})
-    ended = train(data, tmp_path, still)
-    assert ended.rows[0].ap == ended.rows[1].ap is not None
-    assert contents(ended.best)[1].epoch == 1
+class Quality(Value):
+    told: float | None
+
+
+class Told(Task[LabelledBatch, Quality, BackboneEpoch]):
+    """Learns next to nothing, and is told how good it is after each epoch."""
+
+    prefix = BACKBONE
+    chart = BACKBONE_CHART
+
+    def __init__(self, qualities: Sequence[float | None]) -> None:
+        self._qualities = iter(qualities)
+
+    def loss(self, output: torch.Tensor, batch: LabelledBatch) -> Loss:
+        return Loss((output.square().sum(),), len(batch.images))
+
+    def score(self, network: nn.Module) -> Quality:  # noqa: ARG002 - whatever it has learned
+        return Quality(told=next(self._qualities))
+
+    def quality(self, score: Quality) -> float | None:
+        return score.told
+
+    def row(self, epoch: Epoch, parts: tuple[float, ...], score: Quality | None) -> BackboneEpoch:  # noqa: ARG002
+        return BackboneEpoch(**epoch.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("qualities", "best"),
+    [
+        ((0.5, 0.5), 1),  # an equal score keeps the earlier weights
+        ((0.2, 0.3, 0.1), 2),
+        ((0.0, 0.0, 0.0), 3),  # none found anything: the first ones have learned least
+        ((0.0, 0.2, 0.0), 2),
+        ((None, 0.0, 0.0), 3),
+        ((0.2, None), 1),
+    ],
+)
+def test_the_best_weights_are_the_earliest_of_the_best_and_the_latest_where_none_found_anything(
+    qualities: tuple[float | None, ...], best: int, tmp_path: Path
+) -> None:
+    recipe = SHORT.model_copy(update={"epochs": len(qualities)})
+    header = BackboneHeader(
+        space=TINY, config=TINY.largest(), classes=("cat", "dog"), recipe={}, data="none", data_sha256="0" * 64,
+        version="0",
+    )  # fmt: skip
+    images = LabelledBatch(torch.ones(4, 3, 2, 2), torch.ones(4, 2))
+    loader = Loader(lambda *_: images, lambda samples: samples[0], images=4, recipe=recipe, workers=0)
+    ended = run_training(Told(qualities), nn.Conv2d(3, 2, 1), loader, header, tmp_path, recipe=recipe)
+    assert load_checkpoint(ended.best, BackboneHeader)[1].epoch == best
 
 
 def test_a_warm_up_takes_at_most_half_of_a_run() -> None:
