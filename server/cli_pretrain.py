@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from server.cli_options import SeedOption, SpaceOption, fail, input_size
+from server.cli_options import SeedOption, fail, finite, input_size
 from server.cli_training import TrainingTeller, accuracy_text
 from server.cli_training_options import (
     BatchOption,
+    ConfigSpaceOption,
     DropPathOption,
     EmaOption,
     EpochsOption,
@@ -19,6 +20,7 @@ from server.cli_training_options import (
     PrecisionOption,
     WorkersOption,
     adjusted,
+    space_of,
 )
 
 HELD_OUT = 0.1
@@ -42,7 +44,7 @@ def pretrain(
             "space heatdetr, or the config.json of an answer."
         ),
     ] = "largest",
-    space: SpaceOption = "heatdetr-edge",
+    space: ConfigSpaceOption = None,
     image: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +74,7 @@ def pretrain(
         typer.Option(
             min=0.01,
             max=0.9,
+            callback=finite,
             help="Share of each class that is held out, for a folder without val; default: 0.1.",
             show_default=False,
         ),
@@ -82,10 +85,10 @@ def pretrain(
     """Pretrain the backbone of a detector by telling images apart, for `heatnas train --init`.
 
     The backbone is what the last map of the stages depends on; its mean goes through one Linear onto the classes.
-    Leaves best.safetensors, last.safetensors, curve.csv, curve.png and TensorBoard events; the same command again goes
-    on after the last finished epoch. Images that cannot be read are named before anything starts; where all of them do
-    not fit into memory, only their headers are looked at then. Several processes share each batch under `torchrun`, as
-    with `heatnas train`.
+    Leaves best.safetensors, last.safetensors, curve.csv, curve.png, TensorBoard events, and run.safetensors, from which
+    the same command goes on after the last finished epoch. Images that cannot be read are named before anything starts;
+    where all of them do not fit into memory, only their headers are looked at then. Several processes share each batch
+    under `torchrun`, as with `heatnas train`.
 
     Example: `heatnas pretrain photos --out backbone --space heatdetr-edge --image 256x256`
     """
@@ -108,9 +111,10 @@ def pretrain(
         precision=precision,
         seed=seed,
     )
+    named = space_of(config, space)
     data = open_image_folder(images, held_out=held_out or HELD_OUT, seed=seed)
     train, judged = data
-    chosen_space, chosen = choose_backbone(config, space, input_size(image), classes=len(train.classes))
+    chosen_space, chosen = choose_backbone(config, named, input_size(image), classes=len(train.classes))
     with joined() as processes:
         teller = TrainingTeller(accuracy_text, sys.stdout if processes.is_first else None)
         teller.begin_backbone(chosen_space, chosen, len(train), len(judged), len(train.classes), chosen_recipe.epochs)

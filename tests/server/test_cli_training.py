@@ -37,9 +37,10 @@ def test_what_speaks_against_the_weights_taken_is_said_right_after_them() -> Non
     assert out.getvalue().splitlines() == [taken, "warning: trained with gelu", taken]
 
 
-def test_a_space_beside_a_config_that_brings_its_own_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_a_space_beside_a_config_that_brings_its_own_is_refused(command: str, tmp_path: Path) -> None:
     """It would be passed over, and the detector would be of another space than its command says."""
-    order = ["train", str(tmp_path), "--out", str(tmp_path / "run"), "--config", "config.json", "--space", "heatdetr"]
+    order = [command, str(tmp_path), "--out", str(tmp_path / "run"), "--config", "config.json", "--space", "heatdetr"]
     done = CliRunner().invoke(app, order)
     assert (done.exit_code, done.stderr) == (
         1,
@@ -58,6 +59,7 @@ def test_a_space_beside_a_config_that_brings_its_own_is_refused(tmp_path: Path) 
         ["train", "shapes", "--out", "run", "--drop-path"],
         ["detect", "photo.png", "--detector", "best.safetensors", "--out", "drawn", "--score"],
         ["data", "convert", "voc", "shapes", "--val-share"],
+        ["pretrain", "photos", "--out", "run", "--held-out"],
     ],
     ids=lambda command: command[-1],
 )
