@@ -158,6 +158,6 @@ def test_annotations_say_how_many_pixels_an_object_has(folder: Path) -> None:
 
 
 GOLDEN = {
-    "train": "aac9748894f71813ff223ad17920ba49253c526935cd3e95adf367a63f750a7d",
-    "val": "dbb2c395f42959ada1aa5b46602ff1b956b2cf7582431f638fe284706e6968cd",
+    "train": "011621ca963b9a867f43b336d3306fff6410459cdcc2946c3dc0555205902de6",
+    "val": "d799374a3612150bc257d4f224982626fa1d9edadb64b8d1014efd20848b3439",
 }
