@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import shutil
 import signal
@@ -25,9 +24,8 @@ from server.errors import WorkerRunning
 from server.handlers.profile import profile
 from server.local_stack import LocalStack
 from server.parameters import ProfileParameters, TrainParameters
+from tests.server.command import BARE, heatnas, heatnas_process
 from tests.server.dry import DEVICE, Bench, now
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("HEATNAS_")}
 
 BASE_INSTALL = """
 import sys
@@ -57,19 +55,13 @@ def until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def heatnas(*arguments: str | Path, environment: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-W", "error", "-m", "server.cli", *map(str, arguments)]
-    environment = ENVIRONMENT | (environment or {})
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
-
-
 def on_base_install(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     code = BASE_INSTALL.format(blocked=EXTRAS)
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=BARE,
         check=False,
         timeout=120,
     )
@@ -154,7 +146,7 @@ def test_a_data_set_is_made_and_another_in_its_place_refused(tmp_path: Path) -> 
 def test_a_database_file_that_is_none_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "heatnas.sqlite").write_bytes(b"not a database " * 500)
     for command in (["serve", "--port", "50998"], ["worker"]):
-        done = heatnas(*command, "--data", tmp_path)
+        done = heatnas_process(*command, "--data", tmp_path)
         assert done.returncode == 1
         assert re.fullmatch(
             r"heatnas: .*heatnas.sqlite is no database that can be read \(.*\): restore it from a backup, "
@@ -165,7 +157,7 @@ def test_a_database_file_that_is_none_is_told_in_a_line(tmp_path: Path) -> None:
 
 def test_a_folder_has_one_worker(tmp_path: Path) -> None:
     with only_worker(tmp_path):
-        done = heatnas("worker", "--data", tmp_path)
+        done = heatnas_process("worker", "--data", tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
             f"heatnas: another worker runs the jobs of {tmp_path}: `heatnas serve` starts one by itself; "
@@ -181,7 +173,7 @@ def test_a_detector_is_trained_scored_and_taken_up(tmp_path: Path) -> None:
     made = heatnas("data", "make", data, "--images", "8", "--held-out", "2", "--size", "64")
     assert made.returncode == 0
     order = ["train", data, "--out", run, "--space", "heatdetr-nano", "--config", "smallest", "--batch", "4"]
-    done = heatnas(*order, "--epochs", "1")
+    done = heatnas_process(*order, "--epochs", "1")
     assert (done.returncode, done.stderr) == (0, "")
     first, *_ = done.stdout.splitlines()
     what = r"training config \w{16} of heatdetr-nano, 0\.08 GMACs at 192x192, on 8 images, epochs: 1; 2 held out"
@@ -311,7 +303,7 @@ def test_a_file_with_a_number_that_is_none_is_no_table(tmp_path: Path) -> None:
 def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = heatnas("serve", "--data", tmp_path / "data", "--port", str(port))
+        done = heatnas_process("serve", "--data", tmp_path / "data", "--port", str(port))
     assert done.returncode == 1
     assert done.stderr == (
         f"heatnas: cannot listen on 127.0.0.1:{port} (Address already in use): "
