@@ -54,7 +54,7 @@ def train(
             "cosine, 100 steps of warm-up, averaged weights (0.995). 1x and 3x: the paper's, for large data and a "
             "pretrained backbone, 12 or 36 epochs in batches of 32, rate 1e-4 falling to a tenth after epochs 8 and "
             "11 or 27 and 33 (of a run with other --epochs, after the same shares), 500 steps of warm-up, drop path "
-            "0.2. A warm-up takes at most half of a run."
+            "0.2, averaged weights (0.9998). A warm-up takes at most half of a run."
         ),
     ] = "small",
     init: Annotated[
@@ -81,7 +81,8 @@ def train(
     Leaves best.safetensors, last.safetensors, curve.csv, curve.png, TensorBoard events, and run.safetensors, from which
     the same command goes on; it is no detector to use. Under `torchrun` several processes share each batch:
     `torchrun --nproc-per-node 8 -m server.cli train ...`. On CUDA BatchNorm sees what all of them run at once
-    (SyncBatchNorm), elsewhere each process its own share: give it 8 images or more.
+    (SyncBatchNorm), elsewhere each process its own share: give it 8 images or more; the running statistics that are
+    kept are those of the first process.
 
     Example: `heatnas train shapes --out run --space heatdetr-nano --epochs 20`
     """

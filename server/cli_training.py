@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
 
 from server.console import LINE_SECONDS, duration, table
+from server.moving_line import MovingLine
 
 if TYPE_CHECKING:
     from nas.config import Config
@@ -27,15 +28,14 @@ class TrainingTeller(Generic[S]):
 
     def __init__(self, score_text: Callable[[S], str], out: TextIO | None = sys.stdout) -> None:
         """Tell on `out`, scores as `score_text` writes them."""
-        self._score_text, self._out = score_text, out
-        self._moves = out is not None and out.isatty()
+        self._score_text, self._line = score_text, MovingLine(out)
         self._told = time.monotonic()
 
     def begin(self, space: "SearchSpace", config: "Config", images: int, held_out: int, epochs: int) -> None:
         """Say which detector is trained on what."""
         from nas.macs import gmacs  # noqa: PLC0415
 
-        self._say(
+        self._line.say(
             f"training config {config.id} of {space.name}, {gmacs(space.blocks(config)):.2f} GMACs at {_size(config)}, "
             f"on {images} images, epochs: {epochs}; {held_out} held out"
         )
@@ -48,7 +48,7 @@ class TrainingTeller(Generic[S]):
         from supernet.classifier import backbone_sites  # noqa: PLC0415
 
         cost = gmacs(site.block for site in backbone_sites(space.sites(config)))
-        self._say(
+        self._line.say(
             f"pretraining the backbone of config {config.id} of {space.name}, {cost:.2f} GMACs at {_size(config)}, "
             f"on {images} images of {classes} classes, epochs: {epochs}; {held_out} held out"
         )
@@ -57,58 +57,50 @@ class TrainingTeller(Generic[S]):
         """Say when the rate falls, and where a run is too short for the warm-up of its recipe."""
         if recipe.schedule == "steps":
             epochs = " and ".join(f"{milestone:.4g}" for milestone in recipe.milestones)
-            self._say(f"rate {recipe.learning_rate:g}, falling to a tenth after epochs {epochs} of {recipe.epochs}")
+            self._line.say(
+                f"rate {recipe.learning_rate:g}, falling to a tenth after epochs {epochs} of {recipe.epochs}"
+            )
         epoch_steps = recipe.epoch_steps(images)
         wanted, warmup = recipe.wanted_warmup(epoch_steps), recipe.warmup(epoch_steps)
         if warmup < wanted:
-            self._say(f"warm-up: {warmup} steps, half of this run, instead of the recipe's {wanted}")
+            self._line.say(f"warm-up: {warmup} steps, half of this run, instead of the recipe's {wanted}")
 
     def transfer(self, found: "Transfer") -> None:
         """Say what was taken from a file of weights, and what was not."""
         origin = found.origin
-        self._say(f"weights of {origin.file}: {origin.taken} tensors taken ({_counted(found.taken)})")
+        self._line.say(f"weights of {origin.file}: {origin.taken} tensors taken ({_counted(found.taken)})")
         if found.warning is not None:
-            self._say(f"warning: {found.warning}")
+            self._line.say(f"warning: {found.warning}")
         if origin.unfit:
-            self._say(f"{origin.unfit} did not fit: {_named(found.unfit)}")
+            self._line.say(f"{origin.unfit} did not fit: {_named(found.unfit)}")
         if origin.missing:
-            self._say(f"{origin.missing} not in the file, drawn anew ({_counted(found.missing)})")
+            self._line.say(f"{origin.missing} not in the file, drawn anew ({_counted(found.missing)})")
         if origin.left_over:
-            self._say(f"{origin.left_over} of the file left over ({_counted(found.left_over)})")
+            self._line.say(f"{origin.left_over} of the file left over ({_counted(found.left_over)})")
 
     def left_out(self, split: str, counts: dict[str, int]) -> None:
         """Say which bad entries of a split are left out, if any are."""
         if counts:
-            self._say(left_out_text(split, counts))
+            self._line.say(left_out_text(split, counts))
 
     def progress(self, progress: "Progress") -> None:
         """Say how far it is, not too often."""
         now = time.monotonic()
-        if not self._moves and now - self._told < LINE_SECONDS:
+        if not self._line.moves and now - self._told < LINE_SECONDS:
             return
         self._told = now
         left = "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
         text = f"epoch {progress.epoch} of {progress.epochs}, step {progress.step} of {progress.total}, "
-        self._move(f"{text}loss {progress.loss:.3f}{left}")
+        self._line.show(f"{text}loss {progress.loss:.3f}{left}")
 
     def epoch(self, row: "Epoch", score: S | None) -> None:
         """Say what came of an epoch that was scored."""
         if score is not None:
-            self._say(f"epoch {row.epoch}: loss {row.loss:.3f}, {self._score_text(score)}")
+            self._line.say(f"epoch {row.epoch}: loss {row.loss:.3f}, {self._score_text(score)}")
 
     def end(self, best: Path) -> None:
         """Say where everything is."""
-        self._say(f"best weights: {best}\ncurves: {best.with_name('curve.png')}")
-
-    def _move(self, text: str) -> None:
-        if self._out is not None:
-            self._out.write(f"\r\x1b[K{text}" if self._moves else f"{text}\n")
-            self._out.flush()
-
-    def _say(self, text: str) -> None:
-        if self._out is not None:
-            self._out.write(f"\r\x1b[K{text}\n" if self._moves else f"{text}\n")
-            self._out.flush()
+        self._line.say(f"best weights: {best}\ncurves: {best.with_name('curve.png')}")
 
 
 def left_out_text(split: str, counts: dict[str, int]) -> str:

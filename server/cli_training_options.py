@@ -89,7 +89,27 @@ def space_of(config: str, space: str | None) -> str:
     return space or DEFAULT_SPACE
 
 
-def adjusted(recipe: R, *, epochs: int | None, **changes: object) -> R:
-    """Return the recipe with what was given; fields that are None stay as the recipe has them."""
-    given = {name: value for name, value in changes.items() if value is not None}
+def adjusted(
+    recipe: R,
+    *,
+    epochs: int | None,
+    batch: int | None,
+    micro_batch: int | None,
+    learning_rate: float | None,
+    ema: float | None,
+    drop_path: float | None,
+    precision: str,
+    seed: int,
+) -> R:
+    """Return the recipe with what was given; what is None stays as the recipe has it."""
+    wanted = {
+        "batch": batch,
+        "micro_batch": micro_batch,
+        "learning_rate": learning_rate,
+        "ema": ema,
+        "drop_path": drop_path,
+        "precision": precision,
+        "seed": seed,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None}
     return recipe.lasting(epochs or recipe.epochs).model_copy(update=given)

@@ -1,18 +1,16 @@
-"""How the command line tells about jobs: a line that moves on a terminal, plain lines anywhere else."""
+"""How the command line tells about jobs."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from server.client import Client, Event, Job
+from server.moving_line import MovingLine
 
 Json = dict[str, Any]
 
 LINE_SECONDS = 10.0
 """Where output is no terminal, progress is told at most this often."""
-
-NARROW = 60
-"""Columns that the moving line may fill."""
 
 
 class JobTeller:
@@ -20,15 +18,14 @@ class JobTeller:
 
     def __init__(self, out: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Tell on `out`; `clock` counts seconds."""
-        self._out, self._clock = out, clock
-        self._moves = out.isatty()
+        self._line, self._clock = MovingLine(out), clock
         self._told, self._text = -LINE_SECONDS, ""
         self._start: tuple[float, float] | None = None
         """When the job was last seen without progress, and how far it was then."""
 
     def event(self, event: Event) -> None:
         """Say one event on a line of its own."""
-        self._say(event.message)
+        self._line.say(event.message)
 
     def progress(self, job: Job) -> None:
         """Say which share is done and about how long the rest takes."""
@@ -37,20 +34,17 @@ class JobTeller:
             return
         if self._start is None or self._start[1] == job.progress:
             self._start = (now, job.progress)
-        if not job.progress or (not self._moves and now - self._told < LINE_SECONDS):
+        if not job.progress or (not self._line.moves and now - self._told < LINE_SECONDS):
             return
         text = f"{job.progress:.0%} done{self._left(now, job.progress)}"
-        if not self._moves and text == self._text:
+        if not self._line.moves and text == self._text:
             return
         self._told, self._text = now, text
-        self._out.write(f"\r\x1b[K{text[:NARROW]}" if self._moves else f"{text}\n")
-        self._out.flush()
+        self._line.show(text)
 
     def close(self) -> None:
         """Take the moving line off the screen."""
-        if self._moves:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
+        self._line.clear()
 
     def _left(self, now: float, share: float) -> str:
         """Extrapolate from where the job was first seen: it may have been running for long."""
@@ -61,10 +55,6 @@ class JobTeller:
         if gained < 0.01 or elapsed < 2:
             return ""
         return f", about {duration(elapsed * (1 - share) / gained)} left"
-
-    def _say(self, text: str) -> None:
-        self._out.write(("\r\x1b[K" if self._moves else "") + text + "\n")
-        self._out.flush()
 
 
 def follow(client: Client, job: Job, out: TextIO) -> Job:

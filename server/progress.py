@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from server.console import LINE_SECONDS, duration
+from server.moving_line import MovingLine
 
 MOVE_SECONDS = 0.1
 """Shortest time between two states of a line that moves."""
@@ -15,13 +16,12 @@ class Steps:
 
     def __init__(self, out: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Tell on `out`; `clock` counts seconds."""
-        self._out, self._clock = out, clock
-        self._moves = out.isatty()
+        self._line, self._clock = MovingLine(out), clock
         self._quiet: dict[str, Callable[[int, int], None]] = {}
 
     def begin(self, step: str) -> Callable[[int, int], None]:
         """Say what begins; the function returned takes how many of how many are done."""
-        self._write(step)
+        self._line.show(step)
         return self._teller(step)
 
     def tell(self, step: str, done: int, total: int) -> None:
@@ -32,9 +32,7 @@ class Steps:
 
     def close(self) -> None:
         """Take the moving line off the screen."""
-        if self._moves:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
+        self._line.clear()
 
     def _teller(self, step: str) -> Callable[[int, int], None]:
         started = told = self._clock()
@@ -42,15 +40,11 @@ class Steps:
         def tell(done: int, total: int) -> None:
             nonlocal told
             now = self._clock()
-            is_last_line = done == total and not self._moves
-            if now - told < (MOVE_SECONDS if self._moves else LINE_SECONDS) or is_last_line:
+            is_last_line = done == total and not self._line.moves
+            if now - told < (MOVE_SECONDS if self._line.moves else LINE_SECONDS) or is_last_line:
                 return
             told = now
             left = f", about {duration((now - started) * (total - done) / done)} left" if 0 < done < total else ""
-            self._write(f"{step}: {done} of {total}{left}")
+            self._line.show(f"{step}: {done} of {total}{left}")
 
         return tell
-
-    def _write(self, text: str) -> None:
-        self._out.write(f"\r\x1b[K{text}" if self._moves else f"{text}\n")
-        self._out.flush()

@@ -5,11 +5,7 @@ import pytest
 
 from server.client import Event, Job
 from server.console import JobTeller, answer_text, duration, number, result_text, table
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.server.terminal import Terminal
 
 
 def job(progress: float, state: str = "running") -> Job:

@@ -2,11 +2,7 @@ import io
 from collections.abc import Iterator
 
 from server.progress import Steps
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.server.terminal import Terminal
 
 
 def seconds(*readings: float) -> Iterator[float]:

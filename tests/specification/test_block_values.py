@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nas.blocks import LINEAR_KINDS, Activation, Block, Kind, Layout, Upsample
+from nas.blocks import LINEAR_KINDS, Block, Kind, Layout, Upsample
 from supernet.detector import build_block
 from supernet.export import randomise_statistics
 from supernet.fusing import fuse
+from tests.specification.blocks import block_of
 from tests.supernet.block_samples import random_inputs
 
 TOLERANCE = 1e-6
@@ -229,18 +230,7 @@ def case(
     channels: tuple[int, int] = (C, C),
     **deviations: Any,
 ) -> Case:
-    inputs = 2 if kind in {Kind.SAM, Kind.SCM, Kind.UP, Kind.HEAD} else 1
-    block = Block(
-        kind=kind,
-        channels_in=channels[0],
-        channels_out=channels[1],
-        height=size[0],
-        width=size[1],
-        layouts=(Layout.SPATIAL,) * inputs,
-        activation=Activation.GELU,
-        **deviations,
-    )
-    return Case(block, restated)
+    return Case(block_of(kind, channels, size, **deviations), restated)
 
 
 CASES = {

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.blocks import Activation, Block, Kind, Layout, Upsample
+from nas.blocks import Block, Kind, Upsample
 from nas.macs import attention_macs, macs, weight_macs, weights
 from supernet.detector import build_block
 from supernet.export import input_shapes
 from supernet.fusing import fuse
 from supernet.layers.window_attention import RelativePosition
+from tests.specification.blocks import block_of
 
 C, D = 64, 96
 """Channels in; channels out where a block changes the width."""
@@ -46,20 +47,6 @@ class Formula(NamedTuple):
     weights: int
     linear: int
     products: int = 0
-
-
-def block_of(kind: Kind, channels: tuple[int, int], size: tuple[int, int], **deviations: Any) -> Block:
-    inputs = 2 if kind in {Kind.SAM, Kind.SCM, Kind.UP, Kind.HEAD} else 1
-    return Block(
-        kind=kind,
-        channels_in=channels[0],
-        channels_out=channels[1],
-        height=size[0],
-        width=size[1],
-        layouts=(Layout.SPATIAL,) * inputs,
-        activation=Activation.GELU,
-        **deviations,
-    )
 
 
 def as_wide(kind: Kind, **deviations: Any) -> Block:
