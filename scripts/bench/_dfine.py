@@ -15,7 +15,6 @@ from _common import note
 from _peers import count_gmacs, dfine_n
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map
 
 from supernet.detector_training import Splits
@@ -24,6 +23,7 @@ from supernet.loading import Batch, detector_loader
 from supernet.optimisers import cosine_share
 from supernet.postprocess import Detections
 from supernet.recipe import Recipe, precision_on
+from supernet.stepping import averaged
 
 NAME = "dfine-n"
 BACKBONE_SHARE, DECAY, CLIP_NORM, EMA = 0.5, 1e-4, 0.1, 0.995
@@ -61,7 +61,7 @@ class Training:
         _with_whole_losses(model, device)
         self._model = model.to(device)
         self._optimiser = torch.optim.AdamW(list(_groups(model)), lr=rate, weight_decay=DECAY)
-        self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA), use_buffers=True)
+        self._average = averaged(model, EMA)
 
     def run(self, seconds: float) -> Iterator[tuple[int, Evaluation]]:
         """Train for so long; yield epoch and score as often as the recipe evaluates, and at the end."""
