@@ -5,7 +5,7 @@ Measures: heatdetr-tiny in the runtime profile of ONNX Runtime on CPUs (`heatdet
 DETR-R50, built by the package `transformers` (null with a reason where it is missing) and exported by the same PyTorch
 exporter at the same opset. Random weights: time does not depend on them. `ms` is the median of the hot runs, timed as
 the agent does: interleaved, with emptied caches in between; `spread_pct` is the width of its 95 % interval. MACs of
-HeatDETR are those of `nas.macs`, those of the others are counted by PyTorch. Takes three minutes; `--quick` one.
+HeatDETR are those of `nas.macs`, those of the others are counted by PyTorch. Takes ten minutes; `--quick` one.
 """
 
 import random
