@@ -71,7 +71,7 @@ class SearchSpace(Value):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for height, width in self.images:
-            if height <= 0 or width <= 0 or height % IMAGE_STEP or width % IMAGE_STEP:
+            if not _has_whole_maps((height, width)):
                 raise ValueError(f"input size {height}x{width}: both sides must be positive multiples of {IMAGE_STEP}")
         if list(self.images) != sorted(self.images, key=lambda size: size[0] * size[1]):
             raise ValueError(f"images {self.images} must ascend by area: sort them")
@@ -131,7 +131,7 @@ class SearchSpace(Value):
         Raises:
             InvalidConfig: a side is no positive multiple of 64.
         """
-        if any(side <= 0 or side % IMAGE_STEP for side in image):
+        if not _has_whole_maps(image):
             rule = f"both sides must be positive multiples of {IMAGE_STEP}, such as 256x256"
             raise InvalidConfig(f"input size {image[0]}x{image[1]}: {rule}")
         return self.model_copy(update={"images": (image,)})
@@ -351,6 +351,10 @@ def _check_stage(number: int, stage: Stage, choices: StageChoices) -> None:
 def _field_of(stride: int) -> Literal[16] | None:
     """Return what stands for a stride in a config."""
     return 16 if stride == 16 else None
+
+
+def _has_whole_maps(image: tuple[int, int]) -> bool:
+    return all(side > 0 and side % IMAGE_STEP == 0 for side in image)
 
 
 def _nearest(width: int) -> int:

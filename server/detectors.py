@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nas.blocks import PREDICTION_STRIDE
 from nas.config import Config
 from nas.errors import InvalidConfig
 from nas.named import CONFIG_NAMES, named_config, named_space
@@ -45,7 +44,7 @@ def choose_backbone(
         InvalidConfig: there is no such config, or it cannot have this input size.
         UnknownSpace: no space has this name.
     """
-    found, chosen = choose(config, space, None, stride=PREDICTION_STRIDE, classes=classes)
+    found, chosen = choose(config, space, None, stride=None, classes=classes)
     if image is None or image == chosen.image:
         return found, chosen
     resized = found.at(image)
