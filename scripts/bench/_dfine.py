@@ -2,8 +2,8 @@
 
 As its authors train it: AdamW, decay 1e-4 but none of norms, nor of biases outside the backbone, half of the rate for
 the backbone, gradient norm 0.1, losses in 32 bits with denoising. What goes with the length of a run is ours, for here
-the time decides that: the rate rises for 2 % of it and falls along a cosine, and weights are averaged as ours are. It is
-scored by its 100 best predictions, without a threshold or NMS.
+the time decides that: the rate rises for 2 % of it and falls along a cosine, and weights are averaged as ours are. It
+is scored by its 100 best predictions, without a threshold or NMS.
 """
 
 import time
